@@ -1,1 +1,49 @@
-"""agents."""
+"""Who decides: the agent protocol, baselines, our PPO, Stable-Baselines3 by adapter. Importing it loads no torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from instructgym.agents.base import Agent, Algorithm, Decision, Progress, row_rng
+from instructgym.agents.baselines import FixedAgent, RandomAgent, RoundRobinAgent, SequenceAgent
+from instructgym.agents.evaluation import evaluate
+from instructgym.agents.persistence import SavedAgent, load_agent, read_saved_agent, save_agent
+from instructgym.agents.registry import AGENTS, AgentInfo, agent_names, make_agent
+
+if TYPE_CHECKING:
+    from instructgym.agents.ppo import PPO, PPOConfig
+    from instructgym.agents.sb3 import SB3Agent, SB3VecEnv
+
+__all__ = [
+    "AGENTS",
+    "PPO",
+    "Agent",
+    "AgentInfo",
+    "Algorithm",
+    "Decision",
+    "FixedAgent",
+    "PPOConfig",
+    "Progress",
+    "RandomAgent",
+    "RoundRobinAgent",
+    "SB3Agent",
+    "SB3VecEnv",
+    "SavedAgent",
+    "SequenceAgent",
+    "agent_names",
+    "evaluate",
+    "load_agent",
+    "make_agent",
+    "read_saved_agent",
+    "row_rng",
+    "save_agent",
+]
+
+_LAZY = {"PPO": "ppo", "PPOConfig": "ppo", "SB3Agent": "sb3", "SB3VecEnv": "sb3"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"instructgym.agents.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'instructgym.agents' has no attribute '{name}'")

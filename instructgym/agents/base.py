@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Agent", "Decision", "row_rng"]
+from instructgym.agents.draws import row_rng
+
+__all__ = ["Agent", "Algorithm", "Decision", "Progress", "row_rng"]
+
+Progress = Callable[[int, dict[str, float]], None]
+"""Called with the number of environment steps so far and the metrics of the last rollout."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Agent:
         Args:
             obs: observations, (N, ...) arrays, or a dict of such.
             action_mask: (N, A) bool; at least one True a row. Never choose where it is False.
-            rng: N generators, one a row, so that no order of replies changes a choice.
+            rng: N generators, one a row (`row_rng`), so that no order of replies changes a choice.
             state: what the previous Decision of these rows carried (None at the start of an episode).
             deterministic: take the mode where the agent has one.
         """
@@ -61,14 +66,36 @@ class Agent:
         return self.act(obs, action_mask=action_mask, rng=rng, state=state, deterministic=deterministic)
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Everything that a later `load_state_dict` needs to act the same."""
+        """Everything that a later `load_state_dict` needs to act the same: numpy arrays and JSON values by name."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
 
+    def save_files(self, folder: Path) -> None:
+        """Write what has a file format of its own (a zip of SB3) into the folder of a saved agent."""
 
-def row_rng(run_seed: int, *index: int) -> np.random.Generator:
-    """The generator of one row: a function of (run seed, chain or env, episode, step) and of nothing else."""
-    text = ",".join(str(i) for i in (run_seed, *index)).encode()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")))
+    def load_files(self, folder: Path) -> None:
+        """Read what `save_files` wrote."""
+
+
+class Algorithm(Agent):
+    """An agent that learns from a vector env. `num_steps` counts the environment steps it has learned from."""
+
+    num_steps: int = 0
+
+    def learn(self, vector_env: Any, total_steps: int, *, progress: Progress | None = None) -> list[dict[str, float]]:
+        """Take at least `total_steps` more environment steps and learn from them.
+
+        Args:
+            vector_env: a `gymnasium.vector.VectorEnv` in SAME_STEP autoreset mode.
+            total_steps: steps summed over the envs; rounded up to whole rollouts.
+            progress: called after each rollout with `num_steps` and the metrics.
+
+        Returns the metrics, one dict a rollout, under Stable-Baselines3's keys (``train/approx_kl``, ...).
+        """
+        raise TypeError(f"{type(self).__name__} does not define learn()")
+
+    def update(self, rollout: Any) -> dict[str, float]:
+        """Learn from one rollout; return the metrics."""
+        raise TypeError(f"{type(self).__name__} does not define update()")

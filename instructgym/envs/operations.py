@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections.abc import Sequence
@@ -174,7 +175,9 @@ class ActionSet:
     def index(self, name: str) -> int:
         """The action of an operation's name. Raises `ActionSetError` with the names there are."""
         if name not in self.names:
-            raise ActionSetError(f"action set '{self.name}' has no operation '{name}'; it has {', '.join(self.names)}.")
+            near = difflib.get_close_matches(name, self.names, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'? It has" if near else "it has"
+            raise ActionSetError(f"action set '{self.name}' has no operation '{name}'; {hint} {', '.join(self.names)}.")
         return self.names.index(name)
 
     def with_stop(self) -> ActionSet:

@@ -1,0 +1,207 @@
+"""Agents by name: the package's own, installed ones, and those in a user's file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from instructgym.agents.base import Agent
+from instructgym.agents.baselines import FixedAgent, RandomAgent, RoundRobinAgent, SequenceAgent
+from instructgym.agents.checking import check_kwargs, did_you_mean
+from instructgym.errors import ConfigError
+
+__all__ = ["AGENTS", "AgentInfo", "Origin", "agent_names", "make_agent"]
+
+ENTRY_POINT_GROUP = "instructgym.agents"
+
+
+@dataclass(frozen=True)
+class AgentInfo:
+    """What a list shows of an agent. `learns` agents are `Algorithm`s; `takes` is what follows the name's colon."""
+
+    name: str
+    description: str
+    learns: bool = False
+    takes: str = ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How an agent was made, so that it can be made again."""
+
+    name: str
+    kwargs: Mapping[str, Any]
+    seed: int
+    obs_space: Any
+    action_space: Any
+
+
+AGENTS: dict[str, AgentInfo] = {
+    info.name: info
+    for info in (
+        AgentInfo("random", "uniform over the legal operations"),
+        AgentInfo("round_robin", "one operation after the other, by the step of the episode"),
+        AgentInfo("fixed", "always the same operation", takes="OPERATION"),
+        AgentInfo("sequence", "a fixed sequence of operations, by the step of the episode", takes="OPERATION,..."),
+        AgentInfo("ppo", "our proximal policy optimisation: masked, exact checkpoints", learns=True),
+        AgentInfo("sb3:ppo", "PPO of Stable-Baselines3", learns=True),
+        AgentInfo("sb3:a2c", "A2C of Stable-Baselines3", learns=True),
+        AgentInfo("sb3:dqn", "DQN of Stable-Baselines3", learns=True),
+        AgentInfo("sb3:maskable_ppo", "PPO with action masks, of sb3-contrib", learns=True),
+        AgentInfo("sb3:trpo", "trust region policy optimisation, of sb3-contrib", learns=True),
+    )
+}
+
+
+def make_agent(
+    name: str,
+    obs_space: Any,
+    action_space: Any,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    action_names: Sequence[str] = (),
+) -> Agent:
+    """The agent of that name.
+
+    Args:
+        name: a name of `AGENTS` (``fixed:deepen``, ``sequence:deepen,breadth``), of the entry-point group
+            ``instructgym.agents``, or ``path/to/file.py:NAME`` with a class or an instance.
+        obs_space: of a single env.
+        action_space: of a single env; Discrete.
+        kwargs: go to the agent's constructor. A user's class gets them too, and of `obs_space`, `action_space`,
+            `seed` and `action_names` those that its constructor names.
+        action_names: the operations' names in the order of the actions.
+
+    Raises:
+        ConfigError: an unknown name, operation or argument (with the nearest one), or something that is no agent.
+    """
+    given = dict(kwargs or {})
+    agent = _build(name, obs_space, action_space, given, seed, action_names)
+    agent.origin = Origin(name, given, seed, obs_space, action_space)  # type: ignore[attr-defined]
+    return agent
+
+
+def agent_names() -> tuple[str, ...]:
+    """The names that `make_agent` knows: the package's own, then those of installed packages."""
+    return (*AGENTS, *sorted(set(_installed()) - set(AGENTS)))
+
+
+def _build(
+    name: str, obs_space: Any, action_space: Any, kwargs: dict[str, Any], seed: int, action_names: Sequence[str]
+) -> Agent:
+    if name == "ppo":
+        from instructgym.agents.ppo import PPO, PPOConfig
+
+        return PPO(obs_space, action_space, PPOConfig.from_kwargs(kwargs), seed)
+    if name in AGENTS and name.startswith("sb3:"):
+        from instructgym.agents.sb3 import SB3Agent
+
+        return SB3Agent(name, obs_space, action_space, kwargs=kwargs, seed=seed)
+    if _is_file_reference(name):
+        return _own(name, _load_from_file(name), obs_space, action_space, kwargs, seed, action_names)
+    head, _, rest = name.partition(":")
+    if head in ("fixed", "sequence"):
+        check_kwargs(f"agent '{name}'", kwargs, ())
+        indices = [_operation(name, operation.strip(), action_names) for operation in rest.split(",")]
+        if head == "sequence":
+            return SequenceAgent(indices)
+        if len(indices) != 1:
+            raise ConfigError(f"agent '{name}' names {len(indices)} operations; expected one, as in 'fixed:OPERATION'.")
+        return FixedAgent(indices[0])
+    if name in ("random", "round_robin"):
+        check_kwargs(f"agent '{name}'", kwargs, ())
+        return RandomAgent() if name == "random" else RoundRobinAgent()
+    installed = _installed()
+    if name not in installed:
+        raise ConfigError(
+            f"unknown agent '{name}'; {did_you_mean(name, agent_names())} One of your own: 'path/to/file.py:NAME'."
+        )
+    return _own(name, installed[name].load(), obs_space, action_space, kwargs, seed, action_names)
+
+
+def _operation(name: str, operation: str, action_names: Sequence[str]) -> int:
+    if not operation:
+        shown = f"'{name}:OPERATION'" if ":" not in name else "an operation after the colon"
+        raise ConfigError(f"agent '{name}' names no operation; expected {shown}. Known: {', '.join(action_names)}.")
+    if operation not in action_names:
+        raise ConfigError(f"agent '{name}': unknown operation '{operation}'; {did_you_mean(operation, action_names)}")
+    return list(action_names).index(operation)
+
+
+def _own(
+    name: str,
+    found: Any,
+    obs_space: Any,
+    action_space: Any,
+    kwargs: dict[str, Any],
+    seed: int,
+    action_names: Sequence[str],
+) -> Agent:
+    """A user's class, factory or instance as an agent."""
+    agent = found
+    if inspect.isclass(found) or (callable(found) and not hasattr(found, "act")):
+        offered = {"obs_space": obs_space, "action_space": action_space, "seed": seed, "action_names": action_names}
+        agent = _call(name, found, offered, kwargs)
+    elif kwargs:
+        raise ConfigError(f"agent '{name}' is an instance and takes no arguments, but got {sorted(kwargs)}.")
+    if not isinstance(agent, Agent):
+        raise ConfigError(
+            f"agent '{name}' is of type {type(agent).__name__}; expected a subclass or an instance of "
+            "instructgym.agents.Agent."
+        )
+    return agent
+
+
+def _call(name: str, make: Callable[..., Any], offered: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    parameters = inspect.signature(make).parameters
+    arguments = {key: value for key, value in offered.items() if key in parameters} | kwargs
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        check_kwargs(f"agent '{name}'", kwargs, parameters)
+    try:
+        inspect.signature(make).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"agent '{name}' cannot be made: {error}. Give its arguments as agent.kwargs.") from error
+    return make(**arguments)
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _is_file_reference(text: str) -> bool:
+    path, colon, name = text.rpartition(":")
+    return bool(colon) and path.endswith(".py") and name.isidentifier()
+
+
+def _load_from_file(reference: str) -> Any:
+    """The object NAME of ``path/to/file.py:NAME``; the file is run once a process."""
+    text, _, name = reference.rpartition(":")
+    path = Path(text).expanduser().resolve()
+    if not path.is_file():
+        raise ConfigError(f"'{reference}': there is no file {path}.")
+    digest = hashlib.blake2b(str(path).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+    module_name = f"instructgym_user_{path.stem}_{digest}"
+    module = sys.modules.get(module_name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        if spec is None or spec.loader is None:
+            raise ConfigError(f"'{reference}': {path} cannot be loaded as Python.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module  # dataclasses look their module up while the file runs
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise ConfigError(f"'{reference}': {path} failed with {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise ConfigError(f"'{reference}': {path.name} has no name '{name}'; {did_you_mean(name, public)}")
+    return getattr(module, name)

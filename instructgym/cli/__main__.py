@@ -1,0 +1,5 @@
+"""`python -m instructgym.cli` is the console script."""
+
+from instructgym.cli.app import main
+
+main()

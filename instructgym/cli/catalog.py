@@ -1,0 +1,227 @@
+"""`list` and `describe`: the parts that a config can name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from instructgym.cli.tables import print_table, print_text
+from instructgym.errors import ConfigError
+
+__all__ = ["register"]
+
+BACKENDS = {
+    "simulated": "a seeded stand-in for expert and reviewer that works on the text alone; no key, no model, no network",
+    "openai": "any OpenAI-compatible endpoint: set llm.base_url and llm.model; the key comes from the environment",
+    "replay": "answers from the ledger of an earlier run (llm.replay_path); what it does not hold is an error",
+}
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    actions = "actions"
+    rewards = "rewards"
+    agents = "agents"
+    backends = "backends"
+    configs = "configs"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """How one kind of thing is listed (name -> one line) and described."""
+
+    word: str
+    summaries: Callable[[], dict[str, str]]
+    describe: Callable[[str], None]
+
+
+def list_parts(
+    kind: Annotated[Kind, typer.Argument(metavar="KIND", help="actions, rewards, agents, backends or configs.")],
+) -> None:
+    """List what a config can name."""
+    part = _PARTS[kind]
+    print_table(("name", ""), part.summaries().items(), left=2)
+
+
+def describe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of anything that `list` shows, or FILE.py:NAME.")],
+) -> None:
+    """Describe one thing that a config can name.
+
+    An action set (with the prompt of each operation), a reward, an agent, a backend or a config.
+    """
+    from instructgym.train.config_faults import nearest
+
+    known: list[str] = []
+    found = False
+    for part in _PARTS.values():
+        names = list(part.summaries())
+        known += names
+        if name in names:
+            # A name may stand for more than one kind of thing (teams_rl is an action set and a config).
+            if found:
+                print_text()
+            print_text(f"{part.word} {name}", style="bold")
+            part.describe(name)
+            found = True
+    if not found and (name.endswith("+stop") or ".py:" in name):
+        print_text(f"{'action set' if name.endswith('+stop') else 'object'} {name}", style="bold")
+        _describe_own(name)
+        found = True
+    if not found:
+        raise ConfigError(
+            f"nothing is called '{name}'{nearest(name, known) or '.'} `instructgym list KIND` shows the names."
+        )
+
+
+def register(app: typer.Typer) -> None:
+    app.command("list")(list_parts)
+    app.command()(describe)
+
+
+def _action_sets() -> dict[str, str]:
+    from instructgym.envs.loading import action_set_names, load_action_set
+
+    return {name: ", ".join(load_action_set(name).names) for name in action_set_names()}
+
+
+def _describe_action_set(name: str) -> None:
+    from instructgym.envs.loading import load_action_set
+
+    _print_action_set(load_action_set(name))
+
+
+def _print_action_set(action_set: Any) -> None:
+    from instructgym.types import Instruction
+
+    sample = Instruction("(the instruction)", "(its input)")
+    print_text(f"hash {action_set.hash}; the order is the action index", indent=2)
+    for index, operation in enumerate(action_set.operations):
+        print_text()
+        print_text(f"{index} {operation.name}", style="bold", indent=2)
+        if operation.stops:
+            print_text(operation.description, indent=4)
+            continue
+        print_text(f"prompt {operation.prompt_version}", style="dim", indent=4)
+        for message in operation.messages(sample, ()):
+            print_text(f"{message.role}:", style="dim", indent=4)
+            print_text(message.content, indent=6)
+
+
+def _describe_own(name: str) -> None:
+    from instructgym.envs.loading import load_action_set
+    from instructgym.envs.operations import ActionSet
+    from instructgym.rewards.user_objects import load_from_file
+
+    own = load_action_set(name) if name.endswith("+stop") else load_from_file(name)
+    if isinstance(own, ActionSet):
+        _print_action_set(own)
+    else:
+        _print_object(own)
+
+
+def _print_object(found: Any) -> None:
+    import inspect
+
+    print_text(inspect.getdoc(found) or "has no docstring", indent=2)
+    try:
+        parameters = list(inspect.signature(found).parameters.values())
+    except (TypeError, ValueError):
+        return
+    for parameter in parameters:
+        print_text(f"  {parameter}", indent=2)
+
+
+def _rewards() -> dict[str, str]:
+    from instructgym.rewards.registry import REWARDS, reward_names
+
+    return {name: REWARDS[name].summary if name in REWARDS else "of an installed package" for name in reward_names()}
+
+
+def _describe_reward(name: str) -> None:
+    from instructgym.rewards.registry import REWARDS
+
+    if name in REWARDS:
+        info = REWARDS[name]
+        print_text(info.summary, indent=2)
+        print_text(f"needs: {', '.join(sorted(info.needs)) or 'nothing'}", indent=2)
+        print_text(f"in a config: reward.terms.{name} = WEIGHT, reward.kwargs.{name}.OPTION = VALUE", indent=2)
+
+
+def _backends() -> dict[str, str]:
+    return dict(BACKENDS)
+
+
+def _describe_backend(name: str) -> None:
+    print_text(BACKENDS[name], indent=2)
+    if name == "simulated":
+        from instructgym.llm_backends.simulated import SIMULATOR_VERSION
+
+        print_text(
+            f"version {SIMULATOR_VERSION}. What it yields says nothing of a language model's quality. "
+            "`instructgym serve` puts it behind HTTP.",
+            indent=2,
+        )
+
+
+def _configs() -> dict[str, str]:
+    from instructgym.train.config_text import config_names
+
+    return {name: _first_comment(name) for name in config_names()}
+
+
+def _first_comment(name: str) -> str:
+    from importlib import resources
+
+    first = (resources.files("instructgym") / "data" / f"{name}.toml").read_text("utf-8").splitlines()[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def _describe_config(name: str) -> None:
+    from importlib import resources
+
+    print_text((resources.files("instructgym") / "data" / f"{name}.toml").read_text("utf-8").rstrip(), indent=2)
+    print_text(f"`instructgym config show {name}` prints every value, defaults included.", style="dim", indent=2)
+
+
+def _agents() -> dict[str, str]:
+    from instructgym.agents.registry import AGENTS, agent_names
+
+    return {name: AGENTS[name].description if name in AGENTS else "of an installed package" for name in agent_names()}
+
+
+def _describe_agent(name: str) -> None:
+    from instructgym.agents.registry import AGENTS
+
+    if name not in AGENTS:
+        print_text("of an installed package", indent=2)
+        return
+    info = AGENTS[name]
+    print_text(info.description, indent=2)
+    if info.takes:
+        print_text(f"by name: {name}:{info.takes}", indent=2)
+    if not info.learns:
+        print_text("does not learn; works as a policy too: evolve.policy, evaluate.policies", indent=2)
+        return
+    print_text(f"in a config: agent.name = {name!r}, agent.kwargs.OPTION = VALUE", indent=2)
+    if name == "ppo":
+        import dataclasses
+
+        from instructgym.agents.ppo import PPOConfig
+
+        for field in dataclasses.fields(PPOConfig):
+            print_text(f"{field.name} = {field.default!r}", indent=4)
+
+
+_PARTS = {
+    Kind.actions: _Part("action set", _action_sets, _describe_action_set),
+    Kind.rewards: _Part("reward", _rewards, _describe_reward),
+    Kind.agents: _Part("agent", _agents, _describe_agent),
+    Kind.backends: _Part("backend", _backends, _describe_backend),
+    Kind.configs: _Part("config", _configs, _describe_config),
+}

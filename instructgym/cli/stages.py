@@ -1,0 +1,296 @@
+"""`run`, and its stages one by one: `train`, `evolve`, `respond`, `filter`, `export`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from instructgym.cli.faults import LOST_ITEMS, say
+from instructgym.cli.options import (
+    ActionSetOption,
+    BackendOption,
+    BaseUrlOption,
+    ConfigArgument,
+    FolderArgument,
+    FormatOption,
+    InstructionFieldOption,
+    LimitOption,
+    ModelOption,
+    OutOption,
+    RetryFailedOption,
+    SeedLicenseOption,
+    SeedsOption,
+    SetOption,
+    SkipBadOption,
+    config_source,
+    resolve,
+)
+
+if TYPE_CHECKING:
+    from instructgym.train.config import Config
+    from instructgym.train.pipeline import RunResult
+
+__all__ = ["register"]
+
+ALL: tuple[str, ...] = ()  # every stage, in the pipeline's order
+
+
+class ReviewerChoice(StrEnum):
+    """Whether the reviewer is asked."""
+
+    config = "config"
+    none = "none"
+
+
+def run(
+    config: ConfigArgument = "quickstart",
+    seeds: SeedsOption = None,
+    out: OutOption = None,
+    given: SetOption = None,
+    format: FormatOption = None,
+    instruction_field: InstructionFieldOption = None,
+    skip_bad: SkipBadOption = False,
+    limit: LimitOption = None,
+    seed_license: SeedLicenseOption = None,
+    action_set: ActionSetOption = None,
+    backend: BackendOption = None,
+    base_url: BaseUrlOption = None,
+    model: ModelOption = None,
+    retry_failed: RetryFailedOption = False,
+) -> None:
+    """The main job: train, evolve, respond, filter, export.
+
+    Trains an instructor, evolves the seeds with it, asks the expert for answers, filters and exports a dataset.
+
+    A run that was cut off goes on when the same command is given again.
+    """
+    resolved = resolve(
+        config,
+        seeds=seeds,
+        format=format,
+        instruction_field=instruction_field,
+        skip_bad=skip_bad,
+        limit=limit,
+        seed_license=seed_license,
+        action_set=action_set,
+        backend=backend,
+        base_url=base_url,
+        model=model,
+        given=given,
+    )
+    _run(resolved, out or _default_folder(config), ALL, retry_failed)
+
+
+def train(
+    config: ConfigArgument = "quickstart",
+    seeds: SeedsOption = None,
+    out: OutOption = None,
+    given: SetOption = None,
+    format: FormatOption = None,
+    instruction_field: InstructionFieldOption = None,
+    skip_bad: SkipBadOption = False,
+    limit: LimitOption = None,
+    action_set: ActionSetOption = None,
+    backend: BackendOption = None,
+    base_url: BaseUrlOption = None,
+    model: ModelOption = None,
+    retry_failed: RetryFailedOption = False,
+) -> None:
+    """Train an instructor.
+
+    `evolve --policy DIR` takes the folder that it is saved in.
+    """
+    resolved = resolve(
+        config,
+        seeds=seeds,
+        format=format,
+        instruction_field=instruction_field,
+        skip_bad=skip_bad,
+        limit=limit,
+        action_set=action_set,
+        backend=backend,
+        base_url=base_url,
+        model=model,
+        given=given,
+    )
+    _run(resolved, out or _default_folder(config), ("train",), retry_failed)
+
+
+def evolve(
+    config: ConfigArgument = "quickstart",
+    policy: Annotated[
+        str | None,
+        typer.Option(metavar="POLICY", help="A saved agent's folder, trained, random, round_robin or fixed:OPERATION."),
+    ] = None,
+    seeds: SeedsOption = None,
+    out: OutOption = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Rewrites a chain (env.horizon).")] = None,
+    concurrency: Annotated[int | None, typer.Option(metavar="N", min=1, help="Calls in flight.")] = None,
+    reviewer: Annotated[
+        ReviewerChoice, typer.Option(help="none: ask no reviewer; its reward and its elimination rule are dropped.")
+    ] = ReviewerChoice.config,
+    given: SetOption = None,
+    format: FormatOption = None,
+    instruction_field: InstructionFieldOption = None,
+    skip_bad: SkipBadOption = False,
+    limit: LimitOption = None,
+    action_set: ActionSetOption = None,
+    backend: BackendOption = None,
+    base_url: BaseUrlOption = None,
+    model: ModelOption = None,
+    retry_failed: RetryFailedOption = False,
+) -> None:
+    """Evolve every seed with a policy.
+
+    lineage.jsonl then holds every rewrite. `instructgym train --out DIR`, then `instructgym evolve DIR`, evolves with
+    what was trained.
+    """
+    more = {
+        "evolve.policy": None if policy is None else _policy(policy),
+        "env.horizon": steps,
+        "limits.concurrency": concurrency,
+    }
+    if reviewer is ReviewerChoice.none:
+        more |= _without_reviewer(config, given)
+    resolved = resolve(
+        config,
+        seeds=seeds,
+        format=format,
+        instruction_field=instruction_field,
+        skip_bad=skip_bad,
+        limit=limit,
+        action_set=action_set,
+        backend=backend,
+        base_url=base_url,
+        model=model,
+        more=more,
+        given=given,
+    )
+    _run(resolved, out or _default_folder(config), ("evolve",), retry_failed)
+
+
+def respond(folder: FolderArgument, given: SetOption = None, retry_failed: RetryFailedOption = False) -> None:
+    """Ask the expert to answer what a run evolved."""
+    _continue(folder, given, ("respond",), retry_failed)
+
+
+def filter_answers(folder: FolderArgument, given: SetOption = None) -> None:
+    """Choose a run's answers for the dataset.
+
+    The others go to dataset/rejected.jsonl, each with its reason.
+    """
+    _continue(folder, given, ("filter",), False)
+
+
+def export(folder: FolderArgument, given: SetOption = None) -> None:
+    """Write a run's dataset and its card."""
+    _continue(folder, given, ("export",), False)
+
+
+def _written(ran: set[str], summary: Mapping[str, Any]) -> dict[str, str]:
+    """What a user may want to open after these stages, and a word on what is in it."""
+    files = {"rejected_seeds.jsonl": "records that were no seeds, with reasons"}
+    if "train" in ran:
+        files["agent"] = "the trained instructor"
+    if "evolve" in ran:
+        files["lineage.jsonl"] = "every rewrite"
+    if "respond" in ran and "export" not in ran:
+        files["stages/answers.jsonl"] = ""
+    if "filter" in ran and "export" not in ran:
+        files["dataset/rejected.jsonl"] = f"{summary['filter']['rejected']} answers, with reasons"
+    if "export" in ran:
+        rejected = summary["filter"]["rejected"]
+        files["dataset"] = f"{summary['export']['rows']} instructions with answers; {rejected} rejected"
+    return {**files, "summary.json": "", "report.html": ""}
+
+
+def _default_folder(config: str) -> Path:
+    return Path(config) if Path(config).is_dir() else Path("runs") / Path(config).stem
+
+
+def _policy(name: str) -> str:
+    """A saved agent's folder by its absolute path, also when the run that trained it was named; else the name."""
+    folder = Path(name)
+    if name in ("trained", "random", "round_robin") or not folder.is_dir():
+        return name
+    return str((folder / "agent" if (folder / "agent").is_dir() else folder).absolute())
+
+
+def _without_reviewer(base: str, given: list[str] | None) -> dict[str, Any]:
+    """The config values that keep every part from asking the reviewer. Raises `ConfigError` if no reward is left."""
+    from instructgym.envs.elimination import DEFAULT_RULES
+    from instructgym.errors import ConfigError
+    from instructgym.rewards.registry import requires
+    from instructgym.train.config_text import load_config
+
+    config = load_config(config_source(base), given or [])
+    terms = {name: weight for name, weight in config.reward.terms.items() if "reviewer" not in requires({name: 1.0})}
+    if not any(terms.values()):
+        raise ConfigError(
+            f"--reviewer none leaves no reward: the terms {', '.join(config.reward.terms)} all ask the reviewer. Name "
+            "another, e.g. --set reward.terms.novelty=1.0."
+        )
+    rules = DEFAULT_RULES if config.env.elimination == "default" else config.env.elimination
+    kwargs = {name: options for name, options in config.reward.kwargs.items() if name in terms}
+    return {
+        "reward.terms": terms,
+        "reward.kwargs": kwargs,
+        "env.elimination": [rule for rule in rules if rule != "no_gain"],
+    }
+
+
+def _continue(folder: Path, given: list[str] | None, stages: Sequence[str], retry_failed: bool) -> None:
+    """Run stages of an existing run by its own config."""
+    from instructgym.errors import RunFolderError
+
+    if not (folder / "config.toml").is_file():
+        raise RunFolderError(f"'{folder}' is no run's folder (it holds no config.toml). Start with `instructgym run`.")
+    _run(resolve(str(folder), given=given), folder, stages, retry_failed)
+
+
+def _run(config: Config, folder: Path, stages: Sequence[str], retry_failed: bool) -> None:
+    """Run `stages`, show how it went, and end with the run's exit code."""
+    from instructgym.cli.progress import open_progress
+    from instructgym.train import pipeline
+
+    with open_progress() as progress:
+        result = pipeline.run(
+            config, folder, stages=stages or pipeline.ALL, progress=progress, retry_failed=retry_failed
+        )
+    _conclude(result, config)
+    if result.lost:
+        raise typer.Exit(LOST_ITEMS)
+
+
+def _conclude(result: RunResult, config: Config) -> None:
+    from instructgym.cli.report import chosen_policies, print_policies
+
+    ran = {report.stage for report in result.stages}
+    evaluation = result.summary.get("evaluation")
+    if evaluation is not None and "evaluate" in ran:
+        print_policies(
+            evaluation,
+            chosen_policies(evaluation),
+            title="Policies at equal numbers of expert calls",
+            simulated=bool(result.summary.get("simulated")),
+        )
+    for name, note in _written(ran, result.summary).items():
+        path = result.out / name
+        if path.exists():
+            typer.echo(f"wrote {path}{'/' if path.is_dir() else ''}{f' ({note})' if note else ''}")
+    if result.lost:
+        lost = ", ".join(f"{report.lost} in {report.stage}" for report in result.stages if report.lost)
+        say(f"finished, but calls failed for good: {lost}. Ask again with the same command and --retry-failed.")
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(run)
+    app.command()(train)
+    app.command()(evolve)
+    app.command()(respond)
+    app.command("filter")(filter_answers)
+    app.command()(export)

@@ -1,0 +1,195 @@
+"""What the instructor sees of a state, in four modes. Nothing here knows what the expert will do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from instructgym.envs.dynamics import State
+from instructgym.envs.operations import ActionSet
+from instructgym.errors import ConfigError
+from instructgym.metrics.text import count_words
+from instructgym.rewards.encoder_base import Encoder
+from instructgym.rewards.user_objects import nearest
+
+__all__ = ["OBSERVATION_MODES", "ByteTokenizer", "Observer", "Tokenizer"]
+
+OBSERVATION_MODES = ("flat", "dict", "tokens", "last_operation")
+EMBEDDING_MODES = ("flat", "dict")
+_LOG_RATIO_BOUND = 3.0  # a text 20 times as long as its seed looks like any longer one
+_SCALAR_LOW = np.array([0.0, -_LOG_RATIO_BOUND, -1.0, -1.0, 0.0], dtype=np.float32)
+_SCALAR_HIGH = np.array([1.0, _LOG_RATIO_BOUND, 1.0, 1.0, 1.0], dtype=np.float32)
+
+Vector = NDArray[np.float32]
+
+
+class Tokenizer(Protocol):
+    """What mode ``tokens`` needs: a tokenizer of transformers or tokenizers fits, wrapped if need be."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str) -> Sequence[int]: ...
+
+
+class ByteTokenizer:
+    """UTF-8 bytes, moved up by one; 0 is left to padding."""
+
+    vocab_size = 257
+
+    def encode(self, text: str) -> Sequence[int]:
+        return [byte + 1 for byte in text.encode("utf-8", "surrogatepass")]
+
+
+class Observer:
+    """Turns states into observations.
+
+    Modes (A operations, D dimensions of the encoder, L `length`):
+
+    - ``flat``: Box float32 (2 D + 5 + 2 A,): embedding, embedding shift from the seed, scalars (step / horizon, log of
+      words over the seed's words in [-3, 3], cosine to the parent, cosine to the seed, last rewrite eliminated),
+      times each operation was chosen / horizon, last operation one-hot. "Parent" is the text before the last step.
+    - ``dict``: ``embedding`` Box (D,), ``shift`` Box (D,), ``scalars`` Box (5,), ``counts`` Box (A,),
+      ``used`` MultiBinary (A), ``last_operation`` Discrete (A + 1; A = none yet).
+    - ``tokens``: ``ids`` Box int64 (L,), ``mask`` Box int64 (L,) of the instruction with its input, cut at L tokens
+      and padded with 0 on the right, and ``step`` Discrete (horizon + 1).
+    - ``last_operation``: Box float32 (A,): one-hot, zeros at reset.
+
+    An eliminated step's operation counts as the last one. Raises `ConfigError` for an unknown mode.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        action_set: ActionSet,
+        horizon: int,
+        *,
+        encoder: Encoder | None = None,
+        tokenizer: Tokenizer | None = None,
+        length: int = 512,
+    ) -> None:
+        check_mode(mode)
+        if mode in EMBEDDING_MODES and encoder is None:
+            raise ConfigError(f"observation '{mode}' needs an encoder, got None; pass one, e.g. HashingEncoder().")
+        self.mode = mode
+        self.space: spaces.Space[Any]
+        self._index = {name: index for index, name in enumerate(action_set.names)}
+        self._horizon = horizon
+        self._encoder = encoder
+        self._tokenizer: Tokenizer = tokenizer or ByteTokenizer()
+        self._length = length
+        self._observe: Callable[[State], Awaitable[Any]]
+        dim = encoder.dim if encoder is not None else 0
+        if mode == "flat":
+            self._observe, self.space = self._flat, _flat_space(dim, len(action_set))
+        elif mode == "dict":
+            self._observe, self.space = self._dict, _dict_space(dim, len(action_set))
+        elif mode == "tokens":
+            self._observe, self.space = self._tokens, _tokens_space(self._tokenizer, length, horizon)
+        else:
+            self._observe, self.space = self._last_operation, _unit_box(0.0, len(action_set))
+
+    async def observe(self, state: State) -> Any:
+        """The observation of `state`, a new object at each call. May raise `BackendError` through the encoder."""
+        return await self._observe(state)
+
+    async def _flat(self, state: State) -> Vector:
+        embedding, shift, scalars = await self._embed(state)
+        return np.concatenate((embedding, shift, scalars, self._counts(state), self._one_hot(state)))
+
+    async def _dict(self, state: State) -> dict[str, Any]:
+        embedding, shift, scalars = await self._embed(state)
+        counts = self._counts(state)
+        last = state.history[-1].operation if state.history else None
+        return {
+            "counts": counts,
+            "embedding": embedding,
+            "last_operation": np.int64(len(self._index) if last is None else self._index[last]),
+            "scalars": scalars,
+            "shift": shift,
+            "used": (counts > 0).astype(np.int8),
+        }
+
+    async def _tokens(self, state: State) -> dict[str, Any]:
+        found = np.asarray(self._tokenizer.encode(state.instruction.render()), dtype=np.int64)[: self._length]
+        ids = np.zeros(self._length, dtype=np.int64)
+        mask = np.zeros(self._length, dtype=np.int64)
+        ids[: len(found)] = found
+        mask[: len(found)] = 1
+        return {"ids": ids, "mask": mask, "step": np.int64(state.step)}
+
+    async def _last_operation(self, state: State) -> Vector:
+        return self._one_hot(state)
+
+    async def _embed(self, state: State) -> tuple[Vector, Vector, Vector]:
+        """Embedding (D,), its shift from the seed (D,), the five scalars."""
+        assert self._encoder is not None  # the constructor saw to it
+        last = state.history[-1] if state.history else None
+        text, origin = state.instruction, state.seed.instruction
+        parent = text if last is None else last.parent
+        now, start, before = await self._encoder.encode([text.render(), origin.render(), parent.render()])
+        ratio = math.log((count_words(text.render()) + 1) / (count_words(origin.render()) + 1))
+        eliminated = last is not None and last.elimination is not None
+        scalars = np.array([state.step / self._horizon, ratio, now @ before, now @ start, eliminated], dtype=np.float32)
+        np.clip(scalars, _SCALAR_LOW, _SCALAR_HIGH, out=scalars)  # float32 cosines of equal texts exceed 1 by a hair
+        embedding = np.clip(now, -1.0, 1.0)
+        return embedding, np.clip(now - start, -2.0, 2.0), scalars
+
+    def _counts(self, state: State) -> Vector:
+        counts = np.zeros(len(self._index), dtype=np.float32)
+        for transition in state.history:
+            counts[self._index[transition.operation]] += 1
+        counts /= self._horizon
+        return counts
+
+    def _one_hot(self, state: State) -> Vector:
+        one_hot = np.zeros(len(self._index), dtype=np.float32)
+        if state.history:
+            one_hot[self._index[state.history[-1].operation]] = 1
+        return one_hot
+
+
+def check_mode(mode: str) -> None:
+    """Raise `ConfigError` with the nearest name unless `mode` is one of `OBSERVATION_MODES`."""
+    if mode not in OBSERVATION_MODES:
+        raise ConfigError(f"unknown observation '{mode}'; {nearest(mode, OBSERVATION_MODES)}")
+
+
+def _unit_box(low: float, *shape: int) -> spaces.Box:
+    return spaces.Box(low, 1.0, shape, np.float32)
+
+
+def _flat_space(dim: int, actions: int) -> spaces.Box:
+    low = np.concatenate((np.full(dim, -1.0), np.full(dim, -2.0), _SCALAR_LOW, np.zeros(2 * actions)))
+    high = np.concatenate((np.full(dim, 1.0), np.full(dim, 2.0), _SCALAR_HIGH, np.ones(2 * actions)))
+    return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+
+
+def _dict_space(dim: int, actions: int) -> spaces.Dict:
+    return spaces.Dict(
+        {
+            "counts": _unit_box(0.0, actions),
+            "embedding": _unit_box(-1.0, dim),
+            "last_operation": spaces.Discrete(actions + 1),
+            "scalars": spaces.Box(_SCALAR_LOW, _SCALAR_HIGH, dtype=np.float32),
+            "shift": spaces.Box(-2.0, 2.0, (dim,), np.float32),
+            "used": spaces.MultiBinary(actions),
+        }
+    )
+
+
+def _tokens_space(tokenizer: Tokenizer, length: int, horizon: int) -> spaces.Dict:
+    if length < 1:
+        raise ConfigError(f"observation_length = {length}; expected 1 or more tokens.")
+    return spaces.Dict(
+        {
+            "ids": spaces.Box(0, tokenizer.vocab_size - 1, (length,), np.int64),
+            "mask": spaces.Box(0, 1, (length,), np.int64),
+            "step": spaces.Discrete(horizon + 1),
+        }
+    )

@@ -1,0 +1,100 @@
+"""What an attempt can cost at most, what it is charged with, and the price of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from instructgym.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    ConfigError,
+    ContextOverflow,
+    EndpointUnreachable,
+    ModelNotFound,
+    RateLimited,
+)
+from instructgym.types import Request, Usage
+
+__all__ = ["DEFAULT_PRICES", "Price", "TokenBound", "charged_tokens", "tokens_at_most"]
+
+_TEMPLATE_TOKENS = 16
+_TEMPLATE_TOKENS_A_MESSAGE = 8
+_TURNED_AWAY = frozenset(
+    error.__name__
+    for error in (AuthenticationFailed, BadRequest, ContextOverflow, EndpointUnreachable, ModelNotFound, RateLimited)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars for a million prompt tokens and a million completion tokens."""
+
+    prompt_usd_per_mtok: float
+    completion_usd_per_mtok: float
+
+    def __post_init__(self) -> None:
+        if self.prompt_usd_per_mtok < 0 or self.completion_usd_per_mtok < 0:
+            raise ConfigError(f"a price is negative: {self}")
+
+    def picodollars(self, prompt_tokens: int, completion_tokens: int) -> int:
+        """The cost in 1e-12 US dollars. Whole numbers, so that sums and differences are exact."""
+        prompt, completion = round(self.prompt_usd_per_mtok * 1e6), round(self.completion_usd_per_mtok * 1e6)
+        return prompt * prompt_tokens + completion * completion_tokens
+
+
+DEFAULT_PRICES: Mapping[str, Price] = MappingProxyType(
+    {
+        "gpt-4.1": Price(2.00, 8.00),
+        "gpt-4.1-mini": Price(0.40, 1.60),
+        "gpt-4.1-nano": Price(0.10, 0.40),
+        "gpt-4o": Price(2.50, 10.00),
+        "gpt-4o-mini": Price(0.15, 0.60),
+        "simulated": Price(0.0, 0.0),
+    }
+)
+"""List prices as of mid-2025, a starting point that a config overrides: check them against your own bill."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBound:
+    """Tokens that a request cannot exceed. `completion` is None if it sets no `max_tokens`."""
+
+    prompt: int
+    completion: int | None
+
+    @property
+    def total(self) -> int:
+        return self.prompt + (self.completion or 0)
+
+
+def tokens_at_most(request: Request) -> TokenBound:
+    """UTF-8 bytes of the prompt and the template's overhead; n x max_tokens for the answer.
+
+    A byte-level tokenizer, the worst there is, makes one token of a byte.
+    """
+    prompt = _TEMPLATE_TOKENS
+    for message in request.messages:
+        content = message.content
+        size = len(content) if content.isascii() else len(content.encode("utf-8", "surrogatepass"))
+        prompt += size + _TEMPLATE_TOKENS_A_MESSAGE
+    sampling = request.sampling
+    if sampling.max_tokens is None:
+        return TokenBound(prompt, None)
+    n = next((int(value) for name, value in sampling.extra if name == "n"), 1)
+    return TokenBound(prompt, n * sampling.max_tokens)
+
+
+def charged_tokens(request: Request, status: str, usage: Usage | None) -> Usage:
+    """What a budget counts for an attempt that ended with `status` (see `Attempt`).
+
+    The endpoint's usage block where there is one. Without it the whole bound, unless the endpoint turned the request
+    away before it generated anything (429, 400, 401, 403, 404, nobody there): then nothing.
+    """
+    if usage is not None:
+        return usage
+    if status in _TURNED_AWAY:
+        return Usage()
+    bound = tokens_at_most(request)
+    return Usage(bound.prompt, bound.completion or 0)

@@ -1,0 +1,137 @@
+"""Attempts: typed errors decide which failure is worth another, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from instructgym.errors import (
+    BackendError,
+    BudgetExhausted,
+    CallTimeout,
+    ConfigError,
+    EndpointUnreachable,
+    TransientError,
+)
+from instructgym.llm_backends.base import LLMBackend
+from instructgym.llm_backends.clock import CallClock, Deadlines, current_clock
+from instructgym.types import Completion, Request, Usage
+
+__all__ = ["CANCELLED", "OK", "Attempt", "OnAttempt", "Retry"]
+
+OK = "ok"
+CANCELLED = "Cancelled"
+_log = logging.getLogger(__name__)
+
+
+class Attempt(NamedTuple):
+    """How one attempt ended. `status` is ``ok``, ``Cancelled`` or the error's class name; `usage` None = unknown."""
+
+    status: str
+    usage: Usage | None = None
+
+
+OnAttempt = Callable[[Request, Attempt], None]
+
+
+class Retry:
+    """Asks `inner` again after a `TransientError`, with capped exponential backoff and full jitter.
+
+    A server's Retry-After is obeyed. `deadline_s` covers attempts and backoff, never the wait for a slot or for
+    budget; a backoff holds no slot. An `EndpointUnreachable` is final until the first success, and transient after.
+    `on_attempt` hears of every attempt that was sent.
+    """
+
+    def __init__(
+        self,
+        inner: LLMBackend,
+        *,
+        max_attempts: int = 5,
+        deadline_s: float | None = 600.0,
+        backoff_s: float = 0.5,
+        backoff_cap_s: float = 30.0,
+        jitter_seed: int = 0,
+        on_attempt: OnAttempt | None = None,
+    ) -> None:
+        if max_attempts < 1:
+            raise ConfigError(f"max_attempts is {max_attempts}; expected at least 1")
+        if deadline_s is not None and deadline_s <= 0:
+            raise ConfigError(f"deadline_s is {deadline_s}; expected a positive number of seconds, or none at all")
+        self.name = inner.name
+        self._inner = inner
+        self._max_attempts = max_attempts
+        self._deadline_s = deadline_s
+        self._backoff_s = backoff_s
+        self._backoff_cap_s = backoff_cap_s
+        self._rng = random.Random(jitter_seed)
+        self.on_attempt = on_attempt
+        self._succeeded = False
+        self._deadlines = Deadlines()
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def complete(self, request: Request) -> Completion:
+        clock = self._deadlines.clock(self._deadline_s)
+        token = current_clock.set(clock)
+        try:
+            with clock:
+                return await self._attempts(request, clock)
+        except TimeoutError:
+            if not clock.expired:
+                raise
+            raise CallTimeout(f"no answer within the deadline of {self._deadline_s:g} s for the whole call") from None
+        finally:
+            current_clock.reset(token)
+
+    async def _attempts(self, request: Request, clock: CallClock) -> Completion:
+        attempt = 0
+        while True:
+            attempt += 1
+            clock.sent = True
+            try:
+                completion = await self._inner.complete(request)
+            except asyncio.CancelledError:
+                if clock.sent:
+                    self._note(request, Attempt(CallTimeout.__name__ if clock.expired else CANCELLED))
+                raise
+            except BudgetExhausted:
+                raise  # it stopped the attempt from being made
+            except BackendError as error:
+                self._note(request, Attempt(type(error).__name__))
+                if not self._worth_another(error):
+                    raise
+                delay_s = self._delay_s(attempt, error)
+                if attempt == self._max_attempts or delay_s >= clock.remaining_s:
+                    raise _gave_up(error, attempt) from error
+                _log.debug("attempt %d of %d failed, again in %.2f s: %s", attempt, self._max_attempts, delay_s, error)
+            else:
+                self._succeeded = True
+                self._note(request, Attempt(OK, completion.usage))
+                return completion
+            await asyncio.sleep(delay_s)
+
+    def _note(self, request: Request, attempt: Attempt) -> None:
+        if self.on_attempt is not None:
+            self.on_attempt(request, attempt)
+
+    def _worth_another(self, error: BackendError) -> bool:
+        return isinstance(error, TransientError) or (self._succeeded and isinstance(error, EndpointUnreachable))
+
+    def _delay_s(self, attempt: int, error: BackendError) -> float:
+        ceiling = min(self._backoff_cap_s, self._backoff_s * 2.0 ** min(attempt - 1, 60))
+        asked_s = error.retry_after_s if isinstance(error, TransientError) else None
+        if asked_s is None:
+            return self._rng.uniform(0.0, ceiling)
+        # Never before the asked time, and not all at once at it.
+        return asked_s + self._rng.uniform(0.0, min(self._backoff_s, ceiling))
+
+
+def _gave_up(error: BackendError, attempts: int) -> BackendError:
+    message = f"{error} (gave up after {attempts} attempt{'s' if attempts > 1 else ''})"
+    if isinstance(error, TransientError):
+        return type(error)(message, status=error.status, retry_after_s=error.retry_after_s)
+    return type(error)(message, status=error.status)

@@ -1,0 +1,175 @@
+"""Chains: a policy evolves an instruction step by step. Each chain is a coroutine of its own, without barriers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from instructgym.agents.base import Agent, row_rng
+from instructgym.envs.dynamics import Dynamics, Outcome
+from instructgym.envs.observations import Observer
+from instructgym.train.bounded import ENDS_THE_RUN, map_bounded
+from instructgym.types import Instruction, Seed, Transition
+
+__all__ = ["Chain", "ChainJob", "Step", "run_chains", "step_row"]
+
+DIGITS = 6
+"""Rewards are written with so many decimals: enough to read, too few for the noise of a sum's order."""
+
+
+@dataclass(frozen=True)
+class ChainJob:
+    """A chain to run. `chain` is its id: with the run's seed it decides the policy's draws, as `draw` the expert's."""
+
+    chain: int
+    seed: Seed
+    draw: int
+    policy: Agent
+    policy_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One attempted transition. `reward` is None where a call failed or the reward is missing."""
+
+    transition: Transition
+    reward: float | None
+    terms: dict[str, float]
+    tokens: tuple[int, int]
+    calls: int
+    reviewer_calls: int
+    failure: str | None
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Step:
+        return cls(
+            transition=outcome.transition,
+            reward=None if outcome.reward is None else round(float(outcome.reward), DIGITS),
+            terms={name: round(float(value), DIGITS) for name, value in sorted(outcome.score.terms.items())},
+            tokens=(outcome.usage.prompt_tokens, outcome.usage.completion_tokens),
+            calls=outcome.calls,
+            reviewer_calls=outcome.score.calls,
+            failure=outcome.failure,
+        )
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain that was run. `incomplete`: a call failed for good, and it stopped with what it had."""
+
+    job: ChainJob
+    steps: tuple[Step, ...]
+    incomplete: bool = False
+    accepted: tuple[Step, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        accepted = tuple(step for step in self.steps if step.failure is None and step.transition.accepted)
+        object.__setattr__(self, "accepted", accepted)
+
+    @property
+    def final(self) -> Instruction:
+        """The last accepted instruction; the seed's if nothing was accepted."""
+        last = self.accepted[-1].transition.child if self.accepted else None
+        return self.job.seed.instruction if last is None else last
+
+    @property
+    def total_reward(self) -> float:
+        return sum(step.reward for step in self.steps if step.reward is not None)
+
+    @property
+    def calls(self) -> int:
+        """Logical expert calls."""
+        return sum(step.calls for step in self.steps)
+
+
+async def run_chains(
+    jobs: Sequence[ChainJob],
+    *,
+    dynamics: Dynamics,
+    observer: Observer,
+    run_seed: int,
+    width: int,
+    deterministic: bool = False,
+    on_chain: Callable[[Chain], None] | None = None,
+) -> list[Chain]:
+    """Run `jobs`, at most `width` at a time; the result is in their order and depends on no order of replies.
+
+    A call that fails for good ends its chain, which is then `incomplete`. Raises `BudgetExhausted`, and what makes
+    every further call pointless (no key, no such model, nobody there).
+    """
+
+    async def run(job: ChainJob) -> Chain:
+        return await _run_chain(job, dynamics, observer, run_seed, deterministic)
+
+    def told(_: int, chain: Chain) -> None:
+        if on_chain is not None:
+            on_chain(chain)
+
+    return await map_bounded(run, jobs, width=width, on_done=told)
+
+
+async def _run_chain(
+    job: ChainJob, dynamics: Dynamics, observer: Observer, run_seed: int, deterministic: bool
+) -> Chain:
+    state = dynamics.start(job.seed, job.draw)
+    memory: Any = None
+    steps: list[Step] = []
+    while not state.over:
+        decision = await job.policy.aact(
+            _one_row(await observer.observe(state)),
+            action_mask=dynamics.action_mask(state)[None],
+            rng=[row_rng(run_seed, job.chain, 0, state.step)],
+            state=memory,
+            deterministic=deterministic,
+        )
+        memory = decision.state
+        outcome = await dynamics.step(state, int(decision.actions[0]))
+        if isinstance(outcome.error, ENDS_THE_RUN):
+            raise outcome.error
+        steps.append(Step.of(outcome))
+        if not outcome.valid:
+            return Chain(job, tuple(steps), incomplete=True)
+        state = outcome.state
+        await asyncio.sleep(0)
+    return Chain(job, tuple(steps))
+
+
+def _one_row(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return {name: np.asarray(value)[None] for name, value in observation.items()}
+    return np.asarray(observation)[None]
+
+
+def step_row(chain: Chain, index: int) -> dict[str, Any]:
+    """A step as a row of `lineage.jsonl`."""
+    step = chain.steps[index]
+    transition = step.transition
+    elimination = transition.elimination
+    row: dict[str, Any] = {
+        "chain": chain.job.chain,
+        "step": transition.step,
+        "seed_id": chain.job.seed.id,
+        "operation": transition.operation,
+        "parent": _text(transition.parent),
+        "child": None if transition.child is None else _text(transition.child),
+        "accepted": step.failure is None and transition.accepted,
+        "eliminated": None if elimination is None else elimination.reason,
+        "detail": "" if elimination is None else elimination.detail,
+        "reward": step.reward,
+        "terms": step.terms,
+        "failure": step.failure,
+        "prompt_version": transition.prompt_version,
+        "calls": {"expert": step.calls, "reviewer": step.reviewer_calls},
+        "tokens": {"prompt": step.tokens[0], "completion": step.tokens[1]},
+    }
+    if transition.child is None:
+        row["reply"] = transition.reply
+    return row
+
+
+def _text(instruction: Instruction) -> dict[str, str]:
+    return {"instruction": instruction.text, "input": instruction.input}

@@ -1,0 +1,324 @@
+"""The config of a run: frozen, validated when built, written back as TOML.
+
+`load_config("quickstart")` reads a named config of the package, `load_config("my.toml")` a file;
+``section.key=value`` overrides are applied before validation. Unknown keys are errors that name the nearest one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from instructgym.errors import ConfigError
+from instructgym.train.config_faults import fault_lines, unknown_keys
+
+__all__ = [
+    "AgentSection",
+    "BudgetSection",
+    "Config",
+    "EnvSection",
+    "EvaluateSection",
+    "EvolveSection",
+    "ExportSection",
+    "FilterSection",
+    "LLMOverride",
+    "LLMSection",
+    "LLMSettings",
+    "LedgerSection",
+    "LimitsSection",
+    "PriceSection",
+    "RespondSection",
+    "RetrySection",
+    "ReviewerOverride",
+    "RewardSection",
+    "RunSection",
+    "SeedsSection",
+    "TrainSection",
+    "advice",
+    "build_config",
+    "flatten",
+]
+
+logger = logging.getLogger(__name__)
+
+FILTER_RULES = ("refused", "stop_words", "leaked", "cut", "same_as_instruction", "duplicate")
+EXPORT_FORMATS = ("alpaca", "messages", "parquet")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+
+
+class RunSection(Section):
+    """`seed` decides every draw of the run; `name` is for people."""
+
+    name: str = "run"
+    seed: int = Field(default=0, ge=0)
+
+
+class SeedsSection(Section):
+    """Where chains start. `holdout` is the share of seeds that training never sees."""
+
+    path: str = Field(default="default", min_length=1, description="'default' (the package's own seeds) or a file")
+    format: str = "auto"
+    instruction_field: str | None = None
+    holdout: float = Field(default=0.25, ge=0.0, lt=1.0)
+    limit: int | None = Field(default=None, ge=1)
+    skip_bad: bool = False
+    license: str = Field(default="unknown", min_length=1, description="of the user's seeds; stands in the dataset card")
+
+
+class LLMOverride(Section):
+    """What one role has of its own; None takes the value of section `llm`."""
+
+    backend: Literal["simulated", "openai", "replay"] | None = None
+    base_url: str | None = None
+    model: str | None = None
+    api_key_env: str | None = None
+    temperature: float | None = Field(default=None, ge=0.0)
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    max_tokens: int | None = Field(default=None, ge=1)
+    timeout_s: float | None = Field(default=None, gt=0.0)
+    send_seed: bool | None = None
+    replay_path: str | None = None
+
+
+class ReviewerOverride(LLMOverride):
+    """The reviewer gives a verdict, not prose: greedy and short unless the user says otherwise."""
+
+    temperature: float | None = Field(default=0.0, ge=0.0)
+    top_p: float | None = Field(default=1.0, gt=0.0, le=1.0)
+    max_tokens: int | None = Field(default=256, ge=1)
+
+
+class LLMSettings(Section):
+    """One role's settings, every override resolved."""
+
+    backend: Literal["simulated", "openai", "replay"] = "simulated"
+    base_url: str = Field(default="https://api.openai.com/v1", min_length=1)
+    model: str = ""
+    api_key_env: str = Field(
+        default="OPENAI_API_KEY", min_length=1, description="name of the variable that holds the key"
+    )
+    temperature: float = Field(default=0.7, ge=0.0)
+    top_p: float = Field(default=0.95, gt=0.0, le=1.0)
+    max_tokens: int = Field(default=1024, ge=1)
+    timeout_s: float = Field(default=120.0, gt=0.0)
+    send_seed: bool = True
+    replay_path: str = Field(default="", description="the ledger that backend 'replay' answers from")
+
+
+class LLMSection(LLMSettings):
+    """Who answers; `llm.expert` and `llm.reviewer` override single values for that role."""
+
+    expert: LLMOverride = LLMOverride()
+    reviewer: ReviewerOverride = ReviewerOverride()
+
+    def for_role(self, role: str) -> LLMSettings:
+        """The settings of a role (`expert`, `reviewer`; any other has none of its own)."""
+        common = {name: getattr(self, name) for name in LLMSettings.model_fields}
+        own = getattr(self, role) if role in ("expert", "reviewer") else LLMOverride()
+        return LLMSettings(**{**common, **own.model_dump(exclude_none=True)})
+
+    @model_validator(mode="after")
+    def _each_role_is_whole(self) -> LLMSection:
+        for role in ("expert", "reviewer"):
+            settings = self.for_role(role)
+            if settings.backend == "openai" and not settings.model:
+                raise ValueError(f"backend 'openai' has no model for the {role}; set llm.model (or llm.{role}.model)")
+            if settings.backend == "replay" and not settings.replay_path:
+                raise ValueError(
+                    f"backend 'replay' has no recording for the {role}; set llm.replay_path to a ledger.sqlite"
+                )
+        return self
+
+
+class LimitsSection(Section):
+    """How fast calls go out. `concurrency` bounds calls in flight; None is no limit a minute."""
+
+    concurrency: int = Field(default=64, ge=1)
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+
+
+class PriceSection(Section):
+    """US dollars for a million tokens."""
+
+    prompt: float = Field(ge=0.0)
+    completion: float = Field(ge=0.0)
+
+
+class BudgetSection(Section):
+    """Where a run stops (exit code 3, can go on). None is no bound; `prices` by model, for `max_cost_usd`."""
+
+    max_calls: int | None = Field(default=None, ge=0)
+    max_tokens: int | None = Field(default=None, ge=0)
+    max_cost_usd: float | None = Field(default=None, ge=0.0)
+    prices: dict[str, PriceSection] = Field(default_factory=dict)
+
+
+class RetrySection(Section):
+    """`max_attempts` a call; `deadline_s` covers a call's attempts and the waits between them."""
+
+    max_attempts: int = Field(default=5, ge=1)
+    deadline_s: float | None = Field(default=600.0, gt=0.0)
+
+
+class LedgerSection(Section):
+    """`fsync` makes each commit durable against power loss; without it, against the death of the process."""
+
+    fsync: bool = False
+
+
+class EnvSection(Section):
+    """The task. `elimination` is the rules in order, 'default' for the package's choice."""
+
+    action_set: str = Field(default="evol_instruct", min_length=1)
+    with_stop: bool = False
+    observation: str = Field(default="flat", min_length=1)
+    horizon: int = Field(default=4, ge=1)
+    elimination: Literal["default"] | tuple[str, ...] = "default"
+    penalty: float = Field(default=0.1, ge=0.0, description="what an eliminated rewrite costs")
+    encoder: str = Field(default="auto", min_length=1)
+    draws_per_seed: int | None = Field(default=None, ge=1)
+
+
+class RewardSection(Section):
+    """A weighted sum of named rewards. `gate`: an invalid rewrite earns nothing whatever the terms say."""
+
+    terms: dict[str, float] = Field(default_factory=lambda: {"reviewer_equality": 1.0, "novelty": 0.5})
+    kwargs: dict[str, dict[str, Any]] = Field(default_factory=dict, description="arguments of single terms, by name")
+    gate: bool | str | dict[str, float] = Field(
+        default=True, description="true, the name of another reward, or {name = threshold}"
+    )
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What `make_reward` takes."""
+        return {**self.terms, "gate": self.gate}
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> RewardSection:
+        if not any(weight != 0 for weight in self.terms.values()):
+            raise ValueError("no term has a weight other than 0; name at least one, e.g. reward.terms.novelty=1.0")
+        gate = {True: ["validity"], False: []}[self.gate] if isinstance(self.gate, bool) else self.gate
+        known = {*self.terms, *([gate] if isinstance(gate, str) else gate)}
+        strangers = sorted(set(self.kwargs) - known)
+        if strangers:
+            raise ValueError(f"kwargs are given for {strangers}, but the reward is made of {sorted(known)}")
+        return self
+
+
+class AgentSection(Section):
+    """The instructor by name; `kwargs` go to its constructor."""
+
+    name: str = Field(default="ppo", min_length=1)
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrainSection(Section):
+    steps: int = Field(default=20_000, ge=0)
+    num_envs: int = Field(default=16, ge=1)
+
+
+class EvaluateSection(Section):
+    """Policies compared on held-out seeds; 'fixed' stands for every fixed operation."""
+
+    policies: tuple[str, ...] = ("trained", "random", "round_robin", "fixed")
+    seeds: int = Field(default=64, ge=1, description="at most so many held-out seeds")
+    draws: int = Field(default=1, ge=1, description="chains a seed and policy")
+    bootstrap: int = Field(default=2000, ge=100, description="resamples for the 95% intervals")
+
+
+class EvolveSection(Section):
+    """`policy`: trained, random, round_robin, fixed:OPERATION, or a folder with a saved agent."""
+
+    policy: str = Field(default="trained", min_length=1)
+    chains_per_seed: int = Field(default=1, ge=1)
+    emit: Literal["final", "all"] = "final"
+    deterministic: bool = False
+
+
+class RespondSection(Section):
+    """The sampling of answers; None takes the expert's."""
+
+    temperature: float | None = Field(default=None, ge=0.0)
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    max_tokens: int | None = Field(default=None, ge=1)
+
+
+class FilterSection(Section):
+    rules: tuple[Literal["refused", "stop_words", "leaked", "cut", "same_as_instruction", "duplicate"], ...] = (
+        FILTER_RULES  # type: ignore[assignment]  # the tuple of all of them
+    )
+
+
+class ExportSection(Section):
+    formats: tuple[Literal["alpaca", "messages", "parquet"], ...] = EXPORT_FORMATS  # type: ignore[assignment]
+
+
+class Config(Section):
+    """A whole run. Build it with `load_config`, or by keyword in code."""
+
+    run: RunSection = RunSection()
+    seeds: SeedsSection = SeedsSection()
+    llm: LLMSection = LLMSection()
+    limits: LimitsSection = LimitsSection()
+    budget: BudgetSection = BudgetSection()
+    retry: RetrySection = RetrySection()
+    ledger: LedgerSection = LedgerSection()
+    env: EnvSection = EnvSection()
+    reward: RewardSection = RewardSection()
+    agent: AgentSection = AgentSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    evolve: EvolveSection = EvolveSection()
+    respond: RespondSection = RespondSection()
+    filter: FilterSection = FilterSection()
+    export: ExportSection = ExportSection()
+
+    @model_validator(mode="after")
+    def _say_what_is_odd(self) -> Config:
+        for text in advice(self):
+            logger.warning(text)
+        return self
+
+
+def advice(config: Config) -> tuple[str, ...]:
+    """What is allowed, but hardly meant; logged as warnings when a config is built."""
+    found = []
+    if "no_gain" in config.env.elimination and config.reward.terms.get("reviewer_equality"):
+        found.append(
+            "env.elimination holds 'no_gain' and reward.terms 'reviewer_equality': the reviewer eliminates every "
+            "rewrite that the reward would score 0, so the reward of the others is constant; drop one of the two."
+        )
+    if config.seeds.holdout == 0.0 and config.evaluate.policies:
+        found.append("seeds.holdout is 0: the policies are compared on seeds that the instructor was trained on.")
+    return tuple(found)
+
+
+def build_config(data: Mapping[str, Any], source: str = "config") -> Config:
+    """Validate plain values. Raises `ConfigError` with every fault, one a line."""
+    faults = unknown_keys(Config, data)
+    if not faults:
+        try:
+            return Config.model_validate(dict(data))
+        except ValidationError as error:
+            faults = fault_lines(error)
+    raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every value under its dotted key, in the order of the sections; None stands for 'not set'."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if isinstance(value, dict) and value:
+            return {k: v for name, inner in value.items() for k, v in walk(f"{prefix}.{name}", inner).items()}
+        return {prefix: value}
+
+    data = json.loads(config.model_dump_json())
+    return {key: value for section, inner in data.items() for key, value in walk(section, inner).items()}

@@ -1,0 +1,98 @@
+"""Configs as text: finding, reading and writing them, and overrides from the command line."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from instructgym.errors import ConfigError
+from instructgym.train.config import Config, build_config
+from instructgym.train.config_faults import nearest
+
+__all__ = ["apply_overrides", "config_names", "json_schema", "load_config", "to_toml"]
+
+
+def config_names() -> list[str]:
+    """The named configs of the package."""
+    folder = resources.files("instructgym") / "data"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """A named config of the package, else a TOML file, with ``section.key=value`` overrides.
+
+    Raises `ConfigError` if there is no such config, it is not TOML, or a value or key is wrong.
+    """
+    text, source = _read(name_or_path)
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}.") from error
+    return build_config(apply_overrides(data, overrides), source)
+
+
+def _read(name_or_path: str | Path) -> tuple[str, str]:
+    name = str(name_or_path)
+    if name in config_names():
+        return (resources.files("instructgym") / "data" / f"{name}.toml").read_text("utf-8"), name
+    try:
+        return Path(name).read_text("utf-8"), name
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: not valid UTF-8 at byte {error.start}; a config is a TOML file.") from error
+    except OSError as error:
+        near = nearest(name, config_names()) or "."
+        raise ConfigError(
+            f"no config '{name}'{near} It is neither one of {', '.join(config_names())} nor a file that can be read "
+            f"({error.strerror})."
+        ) from error
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`data` with each ``section.key=value`` put in; values are TOML, and plain words strings."""
+    result = _copy(data)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        parts = key.strip().split(".")
+        if not equals or len(parts) < 2 or not all(parts):
+            raise ConfigError(f"override '{override}'; expected section.key=value, e.g. train.steps=5000.")
+        node = result
+        for part in parts[:-1]:
+            inner = node.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"override '{override}': '{part}' holds a value ({inner!r}), not a section.")
+            node = inner
+        node[parts[-1]] = _toml_value(value.strip())
+    return result
+
+
+def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+
+
+def _toml_value(text: str) -> Any:
+    if "\n" in text:
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def to_toml(config: Config) -> str:
+    """The config as resolved; `load_config` of the text gives an equal config."""
+    import tomli_w
+
+    return str(tomli_w.dumps(_without_none(json.loads(config.model_dump_json()))))
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a config file."""
+    return Config.model_json_schema()
+
+
+def _without_none(data: dict[str, Any]) -> dict[str, Any]:
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in data.items() if v is not None}

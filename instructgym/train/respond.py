@@ -1,0 +1,71 @@
+"""Stage `respond`: the expert answers the evolved instructions, never the seeds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from instructgym.errors import BackendError
+from instructgym.llm_backends.base import LLM
+from instructgym.train.bounded import ENDS_THE_RUN, map_bounded
+from instructgym.train.config import Config
+from instructgym.train.evolve import EVOLVED
+from instructgym.train.run_folder import canonical_json
+from instructgym.train.stage import StageContext, StageOutput
+from instructgym.types import Instruction, Message, Sampling
+
+__all__ = ["ANSWERS", "PROMPT_VERSION", "run_respond"]
+
+ANSWERS = "stages/answers.jsonl"
+PROMPT_VERSION = "answer/1"
+
+
+def run_respond(context: StageContext) -> StageOutput:
+    """Writes `stages/answers.jsonl`: the evolved rows with `output`, `finish_reason` and `failure`."""
+    config, runtime = context.config, context.runtime
+    rows = context.folder.read_lines(EVOLVED)
+    context.progress.started("respond", len(rows))
+    expert = runtime.llm("expert", "respond")
+    sampling = answer_sampling(config, expert.sampling)
+    done = 0
+
+    async def answer(item: tuple[int, dict[str, Any]]) -> dict[str, Any]:
+        return await _answered(item[1], item[0], expert, sampling)
+
+    def on_done(_index: int, _row: dict[str, Any]) -> None:
+        nonlocal done
+        done += 1
+        context.progress.advance("respond", done)
+
+    answered = runtime.call(
+        lambda: map_bounded(answer, list(enumerate(rows)), width=config.limits.concurrency, on_done=on_done)
+    )
+    context.folder.write_lines(ANSWERS, [canonical_json(row) for row in answered])
+    lost = sum(row["failure"] is not None for row in answered)
+    result = {"answers": len(answered) - lost, "failed": lost, "accounting": runtime.accounting("respond")}
+    return StageOutput((ANSWERS,), result, lost=lost)
+
+
+def answer_sampling(config: Config, of_expert: Sampling) -> Sampling:
+    """The expert's sampling with what section `respond` says otherwise."""
+    return replace(of_expert, **config.respond.model_dump(exclude_none=True))
+
+
+async def _answered(row: dict[str, Any], number: int, expert: LLM, sampling: Sampling) -> dict[str, Any]:
+    prompt = Instruction(row["instruction"], row["input"]).render()
+    result = {**row, "output": "", "finish_reason": "", "answered_by": "", "failure": None}
+    try:
+        completion = await expert.ask(
+            [Message("user", prompt)], prompt_version=PROMPT_VERSION, sample=(number, 0), sampling=sampling
+        )
+    except ENDS_THE_RUN:
+        raise
+    except BackendError as error:
+        return {**result, "failure": f"{type(error).__name__}: {error}"}
+    return {
+        **result,
+        "output": completion.text.strip(),
+        "finish_reason": completion.finish_reason,
+        "answered_by": completion.model or expert.model,
+        "prompt_versions": sorted({*row["prompt_versions"], PROMPT_VERSION}),
+    }

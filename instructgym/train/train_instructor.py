@@ -1,0 +1,128 @@
+"""Stage `train`: the instructor learns on the training seeds.
+
+A run that was cut off trains again from the start: what it had asked stands in the ledger, so no call is paid twice
+and the result is the same to the byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from instructgym.agents import Algorithm, make_agent, save_agent
+from instructgym.envs.spec import EnvConfig
+from instructgym.errors import BackendError
+from instructgym.train.policies import AGENT, REWARD_MEMORY
+from instructgym.train.reward_memory import encode_memory
+from instructgym.train.run_folder import canonical_json
+from instructgym.train.stage import StageContext, StageOutput
+from instructgym.train.watched_env import WatchedVectorEnv
+
+__all__ = ["LEARNING_CURVE", "METRICS", "run_train"]
+
+LEARNING_CURVE = "stages/learning_curve.json"
+METRICS = "metrics"
+
+
+def run_train(context: StageContext) -> StageOutput:
+    """Writes `agent/`, `stages/learning_curve.json` and TensorBoard's `metrics/`.
+
+    Raises `BudgetExhausted`, and other `BackendError` where training cannot go on.
+    """
+    config, runtime, folder = context.config, context.runtime, context.folder
+    reward = runtime.reward_for("train")
+    env = WatchedVectorEnv(config.train.num_envs, _env_config(context, reward), runtime.counting, reward)
+    curve: list[dict[str, float | None]] = []
+    context.progress.started("train", config.train.steps)
+    with _one_torch_thread(), contextlib.closing(env), contextlib.closing(_writer(context)) as writer:
+        agent = make_agent(
+            config.agent.name,
+            env.single_observation_space,
+            env.single_action_space,
+            kwargs=config.agent.kwargs,
+            seed=config.run.seed,
+            action_names=runtime.action_set.names,
+        )
+
+        def progress(steps: int, metrics: dict[str, float]) -> None:
+            env.end_rollout()
+            shown = {name: _finite(value) for name, value in sorted(metrics.items()) if not name.startswith("time/")}
+            curve.append({"steps": steps, **shown})
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, steps)
+            mean = metrics.get("rollout/ep_rew_mean")
+            note = "" if mean is None else f"mean episode reward {mean:.2f}"
+            context.progress.advance("train", min(steps, config.train.steps), note)
+
+        if isinstance(agent, Algorithm):
+            try:
+                agent.learn(env, config.train.steps, progress=progress)
+            except BackendError as error:
+                # A learner that meets nothing but failures says so; what it met says why.
+                raise (runtime.counting.fatal or error) from error
+    shutil.rmtree(folder.path / AGENT, ignore_errors=True)
+    save_agent(
+        agent,
+        folder.path / AGENT,
+        action_set_hash=runtime.action_set.hash,
+        action_set_names=runtime.action_set.names,
+    )
+    memory = encode_memory(reward.state_dict())
+    if memory:
+        folder.write_text(REWARD_MEMORY, canonical_json(memory))
+    folder.write_json(LEARNING_CURVE, curve)
+    result = {
+        "agent": config.agent.name,
+        "steps": curve[-1]["steps"] if curve else 0,
+        "num_envs": config.train.num_envs,
+        "final_mean_episode_reward": curve[-1].get("rollout/ep_rew_mean") if curve else None,
+        "accounting": runtime.accounting("train"),
+    }
+    return StageOutput((AGENT, LEARNING_CURVE), result)
+
+
+def _env_config(context: StageContext, reward: Any) -> EnvConfig:
+    config, runtime = context.config, context.runtime
+    return EnvConfig(
+        action_set=runtime.action_set,
+        observation=config.env.observation,
+        reward=reward,
+        elimination=runtime.rules_for("train"),
+        penalty=config.env.penalty,
+        horizon=config.env.horizon,
+        seeds=context.seeds.train,
+        draws_per_seed=config.env.draws_per_seed,
+        expert=runtime.llm("expert", "train"),
+        reviewer=runtime.llm("reviewer", "train"),
+        encoder=runtime.encoder,
+        run_seed=config.run.seed,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _writer(context: StageContext) -> Any:
+    """TensorBoard's writer on an empty `metrics/`: a run that starts over must not draw two curves."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    path = context.folder.path / METRICS
+    shutil.rmtree(path, ignore_errors=True)
+    return SummaryWriter(str(path))
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Small networks are faster on one thread, and sums come out the same on every machine's number of cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

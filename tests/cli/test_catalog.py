@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import Invoke
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("actions", ["evol_instruct", "core", "teams_rl"]),
+        ("rewards", ["reviewer_equality", "novelty", "validity"]),
+        ("agents", ["ppo", "random", "round_robin", "fixed"]),
+        ("backends", ["simulated", "openai", "replay"]),
+        ("configs", ["quickstart", "teams_rl"]),
+    ],
+)
+def test_list_shows_every_kind(invoke: Invoke, kind: str, names: list[str]) -> None:
+    result = invoke("list", kind)
+    assert result.exit_code == 0
+    listed = [line.split()[0] for line in result.stdout.splitlines() if line.strip()]
+    assert set(names) <= set(listed)
+
+
+def test_describe_an_action_set_shows_each_prompt(invoke: Invoke) -> None:
+    result = invoke("describe", "core")
+    assert result.exit_code == 0
+    for index, name in enumerate(("add_constraints", "deepen", "concretize", "breadth")):
+        assert f"\n  {index} {name}\n" in result.stdout
+        assert f"Operation: {name}" in result.stdout
+
+
+def test_describe_a_name_of_two_things_describes_both(invoke: Invoke) -> None:
+    result = invoke("describe", "teams_rl")
+    assert result.exit_code == 0
+    assert "action set teams_rl\n" in result.stdout
+    assert "config teams_rl\n" in result.stdout
+
+
+def test_describe_with_stop(invoke: Invoke) -> None:
+    result = invoke("describe", "core+stop")
+    assert "\n  4 stop\n    Keep the instruction as it is and end.\n" in result.stdout
+
+
+def test_describe_the_users_own_action_set(invoke: Invoke, tmp_path: Path) -> None:
+    own = tmp_path / "my_ops.py"
+    own.write_text(
+        "from instructgym.envs.operations import ActionSet, Rewrite\n"
+        "MINE = ActionSet('mine', (Rewrite('shorten', 'Say the same in fewer words.', words=None),))\n"
+    )
+    result = invoke("describe", f"{own}:MINE")
+    assert result.exit_code == 0
+    assert "Say the same in fewer words." in result.stdout
+
+
+@pytest.mark.parametrize("name", ["novelty", "simulated", "quickstart", "ppo"])
+def test_describe_the_other_kinds(invoke: Invoke, name: str) -> None:
+    result = invoke("describe", name)
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) >= 2
+
+
+def test_describe_an_unknown_name_offers_the_nearest(invoke: Invoke) -> None:
+    result = invoke("describe", "noveltie")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: nothing is called 'noveltie'; did you mean 'novelty'? `instructgym list KIND` shows the names.\n"
+    )
