@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -215,7 +215,7 @@ class PPO(Algorithm):
         config = self.config
         if self.reward_scaler is not None:
             done = rollout.terminated | rollout.truncated
-            rollout.rewards = self.reward_scaler(rollout.rewards, done, rollout.valid)
+            rollout = replace(rollout, rewards=self.reward_scaler(rollout.rewards, done, rollout.valid))
         advantages = rollout.advantages(config.gamma, config.gae_lambda)
         returns = advantages + rollout.values
         keep = rollout.valid

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import Any
 
 from instructgym.agents.base import Agent
 from instructgym.agents.baselines import FixedAgent, RandomAgent, RoundRobinAgent, SequenceAgent
-from instructgym.agents.checking import check_kwargs, did_you_mean
+from instructgym.agents.checking import check_kwargs
 from instructgym.errors import ConfigError
+from instructgym.plugins import is_file_reference, load_from_file, nearest
 
 __all__ = ["AGENTS", "AgentInfo", "Origin", "agent_names", "make_agent"]
 
@@ -105,8 +102,8 @@ def _build(
         from instructgym.agents.sb3 import SB3Agent
 
         return SB3Agent(name, obs_space, action_space, kwargs=kwargs, seed=seed)
-    if _is_file_reference(name):
-        return _own(name, _load_from_file(name), obs_space, action_space, kwargs, seed, action_names)
+    if is_file_reference(name):
+        return _own(name, load_from_file(name), obs_space, action_space, kwargs, seed, action_names)
     head, _, rest = name.partition(":")
     if head in ("fixed", "sequence"):
         check_kwargs(f"agent '{name}'", kwargs, ())
@@ -122,7 +119,7 @@ def _build(
     installed = _installed()
     if name not in installed:
         raise ConfigError(
-            f"unknown agent '{name}'; {did_you_mean(name, agent_names())} One of your own: 'path/to/file.py:NAME'."
+            f"unknown agent '{name}'; {nearest(name, agent_names())} One of your own: 'path/to/file.py:NAME'."
         )
     return _own(name, installed[name].load(), obs_space, action_space, kwargs, seed, action_names)
 
@@ -132,7 +129,7 @@ def _operation(name: str, operation: str, action_names: Sequence[str]) -> int:
         shown = f"'{name}:OPERATION'" if ":" not in name else "an operation after the colon"
         raise ConfigError(f"agent '{name}' names no operation; expected {shown}. Known: {', '.join(action_names)}.")
     if operation not in action_names:
-        raise ConfigError(f"agent '{name}': unknown operation '{operation}'; {did_you_mean(operation, action_names)}")
+        raise ConfigError(f"agent '{name}': unknown operation '{operation}'; {nearest(operation, action_names)}")
     return list(action_names).index(operation)
 
 
@@ -174,34 +171,3 @@ def _call(name: str, make: Callable[..., Any], offered: dict[str, Any], kwargs: 
 
 def _installed() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
-
-
-def _is_file_reference(text: str) -> bool:
-    path, colon, name = text.rpartition(":")
-    return bool(colon) and path.endswith(".py") and name.isidentifier()
-
-
-def _load_from_file(reference: str) -> Any:
-    """The object NAME of ``path/to/file.py:NAME``; the file is run once a process."""
-    text, _, name = reference.rpartition(":")
-    path = Path(text).expanduser().resolve()
-    if not path.is_file():
-        raise ConfigError(f"'{reference}': there is no file {path}.")
-    digest = hashlib.blake2b(str(path).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
-    module_name = f"instructgym_user_{path.stem}_{digest}"
-    module = sys.modules.get(module_name)
-    if module is None:
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        if spec is None or spec.loader is None:
-            raise ConfigError(f"'{reference}': {path} cannot be loaded as Python.")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module  # dataclasses look their module up while the file runs
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[module_name]
-            raise ConfigError(f"'{reference}': {path} failed with {type(error).__name__}: {error}") from error
-    if not hasattr(module, name):
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise ConfigError(f"'{reference}': {path.name} has no name '{name}'; {did_you_mean(name, public)}")
-    return getattr(module, name)

@@ -19,12 +19,13 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from instructgym.agents.base import Algorithm, Decision, Progress
-from instructgym.agents.checking import check_kwargs, did_you_mean
+from instructgym.agents.checking import check_kwargs
 from instructgym.agents.draws import derive_seed, first_uniforms, sample_categorical
 from instructgym.agents.normaliser import ObservationNormaliser
 from instructgym.agents.sb3_vec_env import FlatNormalisedVecEnv, SB3VecEnv
 from instructgym.agents.spaces import Flattener, num_actions
 from instructgym.errors import ConfigError
+from instructgym.plugins import nearest
 
 __all__ = ["SB3Agent", "SB3VecEnv"]
 
@@ -61,7 +62,7 @@ class SB3Agent(Algorithm):
         seed: int = 0,
     ) -> None:
         if name not in _ALGORITHMS:
-            raise ConfigError(f"unknown algorithm '{name}'; {did_you_mean(name, _ALGORITHMS)}")
+            raise ConfigError(f"unknown algorithm '{name}'; {nearest(name, _ALGORITHMS)}")
         self.name = name
         self.obs_space = obs_space
         self.action_space = action_space

@@ -1,5 +1,5 @@
 """The console script `instructgym`: the outermost layer, which nothing else imports."""
 
-from instructgym.cli.app import app, main
+from instructgym.cli.app import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from instructgym.cli import catalog, configs, doctor, ledger, runs, serve, stages
-from instructgym.cli.faults import GuardedGroup, show_warnings, stop_on_sigint
+from instructgym.cli.faults import INTERRUPTED, GuardedGroup, leave_now, show_warnings, stop_on_sigint
 
 __all__ = ["app", "main"]
 
@@ -41,4 +41,9 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     show_warnings()
-    app(prog_name="instructgym")
+    try:
+        app(prog_name="instructgym")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            leave_now()
+        raise

@@ -116,7 +116,7 @@ def _print_action_set(action_set: Any) -> None:
 def _describe_own(name: str) -> None:
     from instructgym.envs.loading import load_action_set
     from instructgym.envs.operations import ActionSet
-    from instructgym.rewards.user_objects import load_from_file
+    from instructgym.plugins import load_from_file
 
     own = load_action_set(name) if name.endswith("+stop") else load_from_file(name)
     if isinstance(own, ActionSet):

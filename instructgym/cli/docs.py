@@ -46,7 +46,7 @@ def _row(param: Any) -> str:
     if param.param_type_name == "argument":
         names = f"`{param.metavar or param.name.upper()}`"
     elif not getattr(param, "is_flag", False):
-        names += f" {param.metavar}" if param.metavar else ""
+        names += f" {_cell(param.metavar)}" if param.metavar else ""
     default = param.default
     if getattr(default, "value", None) is not None:
         default = default.value

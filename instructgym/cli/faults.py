@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -28,6 +29,7 @@ __all__ = [
     "LOST_ITEMS",
     "USER_INPUT",
     "GuardedGroup",
+    "leave_now",
     "say",
     "show_warnings",
     "stand_down",
@@ -95,6 +97,12 @@ def _tell(error: Exception) -> int:
     return BUG
 
 
+def _say_interrupted() -> None:
+    if not _interruption_said.is_set():
+        _interruption_said.set()
+        say(f"interrupted. {_GO_ON}")
+
+
 def _let_go_of_stdout() -> None:
     # The reader (head, less) has closed the pipe: without this, Python complains again when it flushes at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -130,8 +138,7 @@ def stop_on_sigint() -> None:
     def leave() -> None:
         if not _deadline_holds.is_set():
             return
-        if not _interruption_said.is_set():
-            os.write(2, f"interrupted. {_GO_ON}\n".encode())
+        _say_interrupted()
         os._exit(INTERRUPTED)
 
     def on_sigint(signum: int, frame: FrameType | None) -> None:
@@ -142,6 +149,15 @@ def stop_on_sigint() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, on_sigint)
+
+
+def leave_now() -> None:
+    """End an interrupted command whose own clean-up is done: what large libraries tear down takes another second."""
+    _say_interrupted()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(INTERRUPTED)
 
 
 def stand_down() -> None:

@@ -65,7 +65,7 @@ InstructionFieldOption = Annotated[
 ]
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Go on without broken records; they go to a file.")]
 LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="Take the first N seeds.")]
-BackendOption = Annotated[BackendName | None, typer.Option(help="Who answers.", case_sensitive=False)]
+BackendOption = Annotated[BackendName | None, typer.Option(metavar="simulated|openai|replay", help="Who answers.")]
 BaseUrlOption = Annotated[str | None, typer.Option(metavar="URL", help="An OpenAI-compatible endpoint.")]
 ModelOption = Annotated[str | None, typer.Option(metavar="NAME", help="The model to ask there.")]
 SeedLicenseOption = Annotated[str | None, typer.Option(metavar="NAME", help="Licence of the seeds, for the card.")]

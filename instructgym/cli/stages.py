@@ -131,7 +131,7 @@ def evolve(
     steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Rewrites a chain (env.horizon).")] = None,
     concurrency: Annotated[int | None, typer.Option(metavar="N", min=1, help="Calls in flight.")] = None,
     reviewer: Annotated[
-        ReviewerChoice, typer.Option(help="none: ask no reviewer; its reward and its elimination rule are dropped.")
+        ReviewerChoice, typer.Option(metavar="config|none", help="none: without its reward and its rule.")
     ] = ReviewerChoice.config,
     given: SetOption = None,
     format: FormatOption = None,

@@ -22,12 +22,12 @@ from instructgym.llm_backends.base import LLM, LLMBackend
 from instructgym.llm_backends.ledger import Ledger
 from instructgym.llm_backends.portal import Portal, acquire_portal
 from instructgym.llm_backends.stack import BackendStack, open_stack
+from instructgym.plugins import nearest
 from instructgym.rewards.base import Reward
 from instructgym.rewards.composition import as_reward
 from instructgym.rewards.encoder_base import Encoder
 from instructgym.rewards.encoders import open_encoder
 from instructgym.rewards.registry import make_reward, requires
-from instructgym.rewards.user_objects import nearest
 from instructgym.types import Completion, Instruction, Request, Seed
 
 __all__ = ["Blueprint", "Session"]

@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 from instructgym.envs.action_sets import BUILTIN_ACTION_SETS
 from instructgym.envs.operations import ActionSet
 from instructgym.errors import ActionSetError
-from instructgym.rewards.user_objects import is_file_reference, load_from_file, nearest
+from instructgym.plugins import is_file_reference, load_from_file, nearest
 
 __all__ = ["action_set_names", "load_action_set"]
 

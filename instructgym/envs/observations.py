@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from instructgym.envs.dynamics import State
 from instructgym.envs.operations import ActionSet
 from instructgym.errors import ConfigError
+from instructgym.metrics.surface import SURFACE_FEATURES, surface_features
 from instructgym.metrics.text import count_words
+from instructgym.plugins import nearest
 from instructgym.rewards.encoder_base import Encoder
-from instructgym.rewards.user_objects import nearest
 
 __all__ = ["OBSERVATION_MODES", "ByteTokenizer", "Observer", "Tokenizer"]
 
@@ -51,11 +52,12 @@ class Observer:
 
     Modes (A operations, D dimensions of the encoder, L `length`):
 
-    - ``flat``: Box float32 (2 D + 5 + 2 A,): embedding, embedding shift from the seed, scalars (step / horizon, log of
-      words over the seed's words in [-3, 3], cosine to the parent, cosine to the seed, last rewrite eliminated),
-      times each operation was chosen / horizon, last operation one-hot. "Parent" is the text before the last step.
-    - ``dict``: ``embedding`` Box (D,), ``shift`` Box (D,), ``scalars`` Box (5,), ``counts`` Box (A,),
-      ``used`` MultiBinary (A), ``last_operation`` Discrete (A + 1; A = none yet).
+    - ``flat``: Box float32 (2 D + 5 + S + 2 A,): embedding, embedding shift from the seed, scalars (step / horizon,
+      log of words over the seed's words in [-3, 3], cosine to the parent, cosine to the seed, last rewrite
+      eliminated), the S `SURFACE_FEATURES` of the text (0 or 1), times each operation was chosen / horizon, last
+      operation one-hot. "Parent" is the text before the last step.
+    - ``dict``: ``embedding`` Box (D,), ``shift`` Box (D,), ``scalars`` Box (5,), ``surface``
+      MultiBinary (S), ``counts`` Box (A,), ``used`` MultiBinary (A), ``last_operation`` Discrete (A + 1; A = none yet).
     - ``tokens``: ``ids`` Box int64 (L,), ``mask`` Box int64 (L,) of the instruction with its input, cut at L tokens
       and padded with 0 on the right, and ``step`` Discrete (horizon + 1).
     - ``last_operation``: Box float32 (A,): one-hot, zeros at reset.
@@ -100,7 +102,8 @@ class Observer:
 
     async def _flat(self, state: State) -> Vector:
         embedding, shift, scalars = await self._embed(state)
-        return np.concatenate((embedding, shift, scalars, self._counts(state), self._one_hot(state)))
+        surface = _surface(state).astype(np.float32)
+        return np.concatenate((embedding, shift, scalars, surface, self._counts(state), self._one_hot(state)))
 
     async def _dict(self, state: State) -> dict[str, Any]:
         embedding, shift, scalars = await self._embed(state)
@@ -112,6 +115,7 @@ class Observer:
             "last_operation": np.int64(len(self._index) if last is None else self._index[last]),
             "scalars": scalars,
             "shift": shift,
+            "surface": _surface(state),
             "used": (counts > 0).astype(np.int8),
         }
 
@@ -164,9 +168,14 @@ def _unit_box(low: float, *shape: int) -> spaces.Box:
     return spaces.Box(low, 1.0, shape, np.float32)
 
 
+def _surface(state: State) -> NDArray[np.int8]:
+    return np.array(surface_features(state.instruction.text, state.instruction.input), dtype=np.int8)
+
+
 def _flat_space(dim: int, actions: int) -> spaces.Box:
-    low = np.concatenate((np.full(dim, -1.0), np.full(dim, -2.0), _SCALAR_LOW, np.zeros(2 * actions)))
-    high = np.concatenate((np.full(dim, 1.0), np.full(dim, 2.0), _SCALAR_HIGH, np.ones(2 * actions)))
+    binary = len(SURFACE_FEATURES) + 2 * actions
+    low = np.concatenate((np.full(dim, -1.0), np.full(dim, -2.0), _SCALAR_LOW, np.zeros(binary)))
+    high = np.concatenate((np.full(dim, 1.0), np.full(dim, 2.0), _SCALAR_HIGH, np.ones(binary)))
     return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
 
@@ -178,6 +187,7 @@ def _dict_space(dim: int, actions: int) -> spaces.Dict:
             "last_operation": spaces.Discrete(actions + 1),
             "scalars": spaces.Box(_SCALAR_LOW, _SCALAR_HIGH, dtype=np.float32),
             "shift": spaces.Box(-2.0, 2.0, (dim,), np.float32),
+            "surface": spaces.MultiBinary(len(SURFACE_FEATURES)),
             "used": spaces.MultiBinary(actions),
         }
     )

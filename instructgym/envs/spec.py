@@ -15,11 +15,11 @@ from instructgym.envs.observations import EMBEDDING_MODES, Tokenizer, check_mode
 from instructgym.envs.operations import ActionSet
 from instructgym.errors import ConfigError
 from instructgym.llm_backends.base import LLM, LLMBackend
+from instructgym.plugins import nearest
 from instructgym.rewards.base import Reward
 from instructgym.rewards.composition import as_reward
 from instructgym.rewards.encoder_base import Encoder
 from instructgym.rewards.registry import requires
-from instructgym.rewards.user_objects import nearest
 from instructgym.types import Instruction, Sampling, Seed, Transition
 
 __all__ = ["BACKENDS", "EnvConfig"]
@@ -32,7 +32,7 @@ RewardSpec = Mapping[str, Any] | Reward | Callable[[Transition], Any] | str
 
 
 def _default_reward() -> Mapping[str, Any]:
-    return {"reviewer_equality": 1.0, "novelty": 0.5, "gate": True}
+    return {"reviewer_equality": 1.0, "novelty": 0.15, "gate": True}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,33 +32,35 @@ _RNG = np.random.Generator
 
 @dataclass(frozen=True)
 class _Job:
-    """A step to take: of which row, from where, and with which generator state (None: as it is)."""
+    """A step to take: of which row, from where, and with which generator."""
 
     row: int
     action: int
     state: State
-    rewind: Mapping[str, Any] | None = None
+    rng: _RNG
 
 
 @dataclass(frozen=True)
 class _Landed:
-    """One row's step, not yet taken into the row."""
+    """One row's step, not yet taken into the row: until then, nothing of the row has moved.
 
-    before: State
+    `state`, `observation`, `info` and `rng` are those after the autoreset, if there was one.
+    """
+
+    job: _Job
     outcome: Outcome
-    state: State  # after the autoreset, if there was one
-    observation: Any
     truncated: bool
+    state: State
+    observation: Any
     info: dict[str, Any]
-    rng_before: Mapping[str, Any]
+    rng: _RNG
 
 
 @dataclass
 class _Row:
     state: State
     observation: Any
-    landed: _Landed | None = None  # the last step, and
-    before: State | None = None  # the state that it left
+    landed: _Landed | None = None  # the last step
 
 
 class InstructionEvolutionVectorEnv(VectorEnv[Any, Any, Any]):
@@ -208,9 +211,9 @@ class InstructionEvolutionVectorEnv(VectorEnv[Any, Any, Any]):
         jobs: list[_Job] = []
         for index, action in zip(rows, self._actions(actions, rows), strict=True):
             row = self._row(index)
-            if row.landed is None or row.before is None or row.landed.outcome.valid:
+            if row.landed is None or row.landed.outcome.valid:
                 raise UsageError(f"row {index} has no failed step to retry; its last step was valid, or it was reset.")
-            jobs.append(_Job(index, action, row.before, row.landed.rng_before))
+            jobs.append(_Job(index, action, row.landed.job.state, row.landed.job.rng))
         return self._go(jobs, name_rows=True)
 
     def send(self, actions: Any, rows: Sequence[int] | None = None) -> None:
@@ -258,26 +261,18 @@ class InstructionEvolutionVectorEnv(VectorEnv[Any, Any, Any]):
             raise
 
     async def _advance(self, job: _Job) -> _Landed:
-        rng, dynamics, observer = self._rng(job.row), self.dynamics, self._blueprint.observer
-        found = rng.bit_generator.state
-        rng_before = job.rewind or found
-        try:
-            outcome = await dynamics.step(job.state, job.action)
-            observation = await observer.observe(outcome.state)
-            info = step_info(outcome, dynamics.action_mask(outcome.state))
-            at_limit = self._max_episode_steps is not None and outcome.state.step >= self._max_episode_steps
-            truncated = outcome.truncated or at_limit
-            if not (outcome.terminated or truncated):
-                rng.bit_generator.state = rng_before
-                return _Landed(job.state, outcome, outcome.state, observation, truncated, info, rng_before)
-            rng.bit_generator.state = rng_before
-            state = self._blueprint.start(dynamics, rng)
-            fresh = await observer.observe(state)
-        except BaseException:
-            rng.bit_generator.state = found
-            raise
+        dynamics, observer = self.dynamics, self._blueprint.observer
+        outcome = await dynamics.step(job.state, job.action)
+        observation = await observer.observe(outcome.state)
+        info = step_info(outcome, dynamics.action_mask(outcome.state))
+        at_limit = self._max_episode_steps is not None and outcome.state.step >= self._max_episode_steps
+        truncated = outcome.truncated or at_limit
+        if not (outcome.terminated or truncated):
+            return _Landed(job, outcome, truncated, outcome.state, observation, info, job.rng)
+        rng = deepcopy(job.rng)
+        state = self._blueprint.start(dynamics, rng)
         ended = {"final_obs": observation, "final_info": info, **reset_info(state, dynamics.action_mask(state))}
-        return _Landed(job.state, outcome, state, fresh, truncated, ended, rng_before)
+        return _Landed(job, outcome, truncated, state, await observer.observe(state), ended, rng)
 
     def _take(self, rows: Sequence[int], steps: list[_Landed], *, name_rows: bool) -> Batch:
         rewards = np.zeros(len(steps), dtype=np.float64)
@@ -285,7 +280,7 @@ class InstructionEvolutionVectorEnv(VectorEnv[Any, Any, Any]):
         truncations = np.zeros(len(steps), dtype=np.bool_)
         for place, (index, landed) in enumerate(zip(rows, steps, strict=True)):
             row = self._row(index)
-            row.before, row.landed = landed.before, landed
+            self._rngs[index], row.landed = landed.rng, landed
             row.state, row.observation = landed.state, landed.observation
             rewards[place] = 0.0 if landed.outcome.reward is None else landed.outcome.reward
             terminations[place] = landed.outcome.terminated
@@ -362,7 +357,7 @@ class InstructionEvolutionVectorEnv(VectorEnv[Any, Any, Any]):
     def _jobs(self, actions: Any, rows: Sequence[int]) -> list[_Job]:
         self._running()
         chosen = zip(rows, self._actions(actions, rows), strict=True)
-        return [_Job(row, action, self._row(row).state) for row, action in chosen]
+        return [_Job(row, action, self._row(row).state, self._rng(row)) for row, action in chosen]
 
     def _actions(self, actions: Any, rows: Sequence[int]) -> list[int]:
         array = np.asarray(actions)

@@ -122,6 +122,10 @@ class Ledger:
         else:
             self._store.put_soon(row)
 
+    def hits(self, role: str, stage: str) -> int:
+        """Calls of (role, stage) that were answered without one of our own, in this process."""
+        return self._hits.get((role, stage), 0)
+
     def stats(self) -> Mapping[tuple[str, str], CallStats]:
         """Counts by (role, stage)."""
         table: dict[tuple[str, str], list[int]] = {at: [hits, 0, 0, 0, 0, 0] for at, hits in self._hits.items()}

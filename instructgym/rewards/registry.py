@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 from instructgym.errors import ConfigError
 from instructgym.llm_backends.base import LLM
+from instructgym.plugins import is_file_reference, load_from_file, nearest
 from instructgym.rewards.base import Reward
 from instructgym.rewards.composition import FunctionReward, Gate, WeightedSum
 from instructgym.rewards.encoder_base import Encoder
 from instructgym.rewards.novelty import Novelty
 from instructgym.rewards.reviewer import ReviewerEquality
-from instructgym.rewards.user_objects import is_file_reference, load_from_file, nearest
 from instructgym.rewards.validity import Validity
 
 __all__ = ["REWARDS", "RewardInfo", "make_reward", "requires", "reward_names"]

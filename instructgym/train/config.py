@@ -190,7 +190,7 @@ class EnvSection(Section):
 class RewardSection(Section):
     """A weighted sum of named rewards. `gate`: an invalid rewrite earns nothing whatever the terms say."""
 
-    terms: dict[str, float] = Field(default_factory=lambda: {"reviewer_equality": 1.0, "novelty": 0.5})
+    terms: dict[str, float] = Field(default_factory=lambda: {"reviewer_equality": 1.0, "novelty": 0.15})
     kwargs: dict[str, dict[str, Any]] = Field(default_factory=dict, description="arguments of single terms, by name")
     gate: bool | str | dict[str, float] = Field(
         default=True, description="true, the name of another reward, or {name = threshold}"

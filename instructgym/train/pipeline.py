@@ -20,6 +20,7 @@ from instructgym.train.run_folder import Manifest, RunFolder, canonical_json, is
 from instructgym.train.runtime import Runtime
 from instructgym.train.seed_files import SeedFile, read_seeds, split_seeds
 from instructgym.train.stage import SeedSplit, StageContext, StageOutput
+from instructgym.train.traffic import TrafficNotes
 
 __all__ = ["ALL", "RunResult", "StageReport", "run"]
 
@@ -89,8 +90,8 @@ def run(
         BackendError: nobody answers, the key is refused, or there is no such model.
     """
     wanted = _in_order(stages)
-    watcher = progress or Silent()
     runtime = Runtime(config)
+    watcher = Silent() if progress is None else TrafficNotes(progress, runtime.traffic)
     try:
         runtime.check_names()
         for name in policy_names((*config.evaluate.policies, config.evolve.policy), runtime.action_set):

@@ -49,9 +49,7 @@ def policy_named(name: str, context: StageContext) -> Agent:
     from instructgym.agents import load_agent  # loads torch
 
     folder = context.folder.path / AGENT if name == "trained" else Path(name)
-    return load_agent(
-        folder, expected_action_set_hash=action_set.hash, expected_action_set_names=action_set.names
-    )
+    return load_agent(folder, expected_action_set_hash=action_set.hash, expected_action_set_names=action_set.names)
 
 
 def check_policy_name(name: str, action_set: ActionSet) -> None:

@@ -86,8 +86,8 @@ class Runtime:
         from instructgym.envs.elimination import RULES
         from instructgym.envs.observations import OBSERVATION_MODES
         from instructgym.errors import ConfigError
+        from instructgym.plugins import nearest
         from instructgym.rewards.registry import requires
-        from instructgym.rewards.user_objects import nearest
 
         env = self.config.env
         if env.observation not in OBSERVATION_MODES:
@@ -142,6 +142,13 @@ class Runtime:
         if self._counting is None:
             raise UsageError("the runtime is not connected; call connect() before asking an LLM")
         return self._counting
+
+    def traffic(self, stage: str) -> tuple[int, int]:
+        """How many calls `stage` has made in this process, and how many of them the ledger answered."""
+        if self._counting is None or self._stack is None:
+            return 0, 0
+        calls = sum(row["calls"] for row in self._counting.rows(stage))
+        return calls, sum(self._stack.ledger.hits(role, stage) for role in ROLES)
 
     @cached_property
     def _transport(self) -> LLMBackend:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from instructgym.cli import app
+from instructgym.cli.app import app
 
 COMMAND = (sys.executable, "-m", "instructgym.cli")
 

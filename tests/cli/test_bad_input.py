@@ -193,30 +193,45 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_path: Path, monkey
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     behaviour = ServerBehaviour(latency_s=0.1)
     with SimulatedServer(SimulatedBackend(), behaviour).in_thread() as server:
-        arguments = [
-            *QUICK,
-            "--reviewer",
-            "none",
-            "--limit",
-            "40",
-            "--concurrency",
-            "4",
-            "--out",
-            str(tmp_path / "out"),
-        ]
+        arguments = [*QUICK, "--reviewer", "none", "--limit", "16", "--concurrency", "4"]
+        arguments += ["--out", str(tmp_path / "out")]
         arguments += ["--backend", "openai", "--base-url", server.base_url, "--model", "simulated"]
         process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        while server.stats()["requests"] < 8:
+        while server.stats()["requests"] < 5:
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=10)
+        _, stderr = process.communicate(timeout=30)
         assert process.returncode == 130
         assert stderr.endswith("interrupted. The same command goes on from here; what was paid for is kept.\n")
         assert "Traceback" not in stderr
-        assert server.stats()["requests"] < 40
+        assert server.stats()["requests"] < 16
 
         again = run_process(*arguments)
         assert again.returncode == 0, again.stderr
         assert server.stats()["repeated_bodies"] <= 4
-        assert server.stats()["requests"] <= 44
+        assert server.stats()["requests"] <= 20
+
+
+def test_lost_items_end_with_4_until_they_are_asked_again(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    behaviour = ServerBehaviour(fault_rate=0.4, faults=("null_content",))
+    with SimulatedServer(SimulatedBackend(), behaviour).in_thread() as server:
+        arguments = [*QUICK, "--reviewer", "none", "--limit", "12", "--set", "retry.max_attempts=1"]
+        arguments += ["--out", str(tmp_path / "out"), "--backend", "openai", "--base-url", server.base_url]
+        arguments += ["--model", "simulated"]
+        first = invoke(*arguments)
+        assert first.exit_code == 4
+        words = (
+            r"finished, but calls failed for good: \d+ in evolve\. Ask again with the same command and --retry-failed"
+        )
+        assert re.search(words, first.stderr)
+        asked = server.stats()["requests"]
+        assert invoke(*arguments).exit_code == 4
+        assert server.stats()["requests"] == asked  # what failed for good is not asked again by itself
+        codes = [invoke(*arguments, "--retry-failed").exit_code for _ in range(8)]
+    assert codes[-1] == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "lineage.jsonl").read_text("utf-8").splitlines()]
+    assert [row["failure"] for row in rows] == [None] * 12

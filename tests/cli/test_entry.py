@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_help_loads_none_of_the_heavy_libraries() -> None:
     code = (
-        "import sys\nfrom instructgym.cli import app\n"
+        "import sys\nfrom instructgym.cli.app import app\n"
         "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
         "print('LOADED', sorted(sys.modules))"
     )
@@ -25,6 +26,21 @@ def test_help_loads_none_of_the_heavy_libraries() -> None:
     loaded = set(re.findall(r"'([^']+)'", done.stdout.partition("LOADED")[2]))
     heavy = {"torch", "openai", "pandas", "transformers", "stable_baselines3", "sentence_transformers", "pyarrow"}
     assert not loaded & heavy
+
+
+def seconds_of(*command: str) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, capture_output=True, check=True)
+    return time.perf_counter() - began
+
+
+def test_help_answers_in_under_half_a_second() -> None:
+    best = min(seconds_of(*COMMAND, "--help") for _ in range(3))
+    if best >= 0.5:
+        floor = min(seconds_of(sys.executable, "-c", "import gymnasium, typer") for _ in range(3))
+        if floor >= 0.35:
+            pytest.skip(f"this machine is busy: importing gymnasium and typer alone takes {floor:.2f} s")
+    assert best < 0.5
 
 
 def test_help_names_every_command_and_ends_with_0() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from instructgym.cli import app
+from instructgym.cli.app import app
 
 from .conftest import TINY, Invoke
 

@@ -52,7 +52,7 @@ def test_serve_says_how_to_use_it_answers_and_ends_at_ctrl_c() -> None:
         assert isinstance(models, list)
         assert [model["id"] for model in models] == ["tiny"]
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=5)
+        _, stderr = process.communicate(timeout=30)
         assert process.returncode == 0
         assert stderr == "stopped after 2 requests\n"
 

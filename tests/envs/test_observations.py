@@ -5,12 +5,14 @@ import pytest
 
 from instructgym.envs import Observer, load_action_set
 from instructgym.errors import ConfigError
+from instructgym.metrics.surface import SURFACE_FEATURES, surface_features
 from instructgym.rewards import HashingEncoder
 from instructgym.types import Completion, Instruction, Seed
 
 SKY = Seed("sky", Instruction("Explain why the sky is blue."))
 A = 7
 D = 32
+S = len(SURFACE_FEATURES)
 
 
 @pytest.fixture
@@ -36,29 +38,30 @@ async def test_flat_layout(chain):
         [chain[3].instruction.text, SKY.instruction.text, chain[2].instruction.text]
     )
     flat = await observer("flat").observe(chain[3])
-    assert flat.shape == (2 * D + 5 + 2 * A,)
+    assert flat.shape == (2 * D + 5 + S + 2 * A,)
     assert flat.dtype == np.float32
     np.testing.assert_allclose(flat[:D], now)
     np.testing.assert_allclose(flat[D : 2 * D], now - seed)
     np.testing.assert_allclose(
         flat[2 * D : 2 * D + 5], [3 / 4, np.log(5 / 7), now @ parent, now @ seed, 0.0], rtol=1e-5, atol=1e-6
     )
-    np.testing.assert_array_equal(flat[2 * D + 5 : 2 * D + 5 + A], [0, 0.5, 0.25, 0, 0, 0, 0])
-    np.testing.assert_array_equal(flat[2 * D + 5 + A :], [0, 0, 1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(flat[2 * D + 5 : 2 * D + 5 + S], surface_features("Say what Rayleigh found.", ""))
+    np.testing.assert_array_equal(flat[2 * D + 5 + S : 2 * D + 5 + S + A], [0, 0.5, 0.25, 0, 0, 0, 0])
+    np.testing.assert_array_equal(flat[2 * D + 5 + S + A :], [0, 0, 1, 0, 0, 0, 0])
 
 
 async def test_first_observation_has_no_last_operation(chain):
     flat = await observer("flat").observe(chain[0])
     np.testing.assert_array_equal(flat[D : 2 * D], np.zeros(D))
     np.testing.assert_allclose(flat[2 * D : 2 * D + 5], [0, 0, 1, 1, 0], atol=1e-6)
-    np.testing.assert_array_equal(flat[2 * D + 5 :], np.zeros(2 * A))
+    np.testing.assert_array_equal(flat[2 * D + 5 + S :], np.zeros(2 * A))
 
 
 async def test_eliminated_step_counts_as_last_operation_and_is_marked(chain):
     flat = await observer("flat").observe(chain[2])
     assert flat[2 * D + 2] == pytest.approx(1.0)  # the parent stayed
     assert flat[2 * D + 4] == 1.0
-    np.testing.assert_array_equal(flat[2 * D + 5 + A :], [0, 1, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(flat[2 * D + 5 + S + A :], [0, 1, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(await observer("last_operation").observe(chain[2]), [0, 1, 0, 0, 0, 0, 0])
 
 

@@ -262,13 +262,14 @@ def test_an_error_in_one_row_moves_no_row(env_options, closing):
     def reward(transition):
         return float("nan") if transition.operation == "deepen" else 1.0
 
-    options = env_options({"deepen": Completion("Explain it.")}, reward=reward, elimination=())
-    env = closing(InstructionEvolutionVectorEnv(2, **options))
+    options = env_options({"deepen": Completion("Explain it.")}, reward=reward, elimination=(), horizon=1)
+    env, other = (closing(InstructionEvolutionVectorEnv(2, **options)) for _ in range(2))
     env.reset(seed=0)
-    before = env.states
+    other.reset(seed=0)
     with pytest.raises(RewardError, match="expected one float a transition"):
         env.step(np.array([0, 1]))
-    assert env.states == before
+    for actions in ([0, 2], [3, 0]):
+        assert_same(env.step(np.array(actions)), other.step(np.array(actions)))
 
 
 def test_render_gives_one_text_a_row(vector):

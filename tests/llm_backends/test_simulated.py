@@ -63,7 +63,7 @@ def test_unknown_operation_of_a_user_still_gets_a_rewrite() -> None:
 
 
 def test_depth_operation_keeps_the_text_and_adds_a_clause_of_its_topic() -> None:
-    parent = Instruction("Write a story about a lighthouse.")
+    parent = Instruction("Write a story about the keeper of a lighthouse and her first winter.")
     rewrites = [_rewrite("add_constraints", parent, seed) for seed in range(50)]
     grown = [text for text in rewrites if text.startswith(parent.text) and len(text) > len(parent.text)]
     assert len(grown) > 40
@@ -95,13 +95,18 @@ def test_breadth_keeps_topic_length_and_number_of_requirements() -> None:
     [
         ("concretize", "Write a story.", "", True),
         ("concretize", "Write a story set in Lisbon in 1934.", "", False),
-        ("add_constraints", "Write a story.", "", True),
-        ("add_constraints", "When did Rome fall?", "", False),
-        ("increase_reasoning", "Calculate the area of a circle.", "", True),
-        ("increase_reasoning", "Calculate the area of a circle. Work step by step.", "", False),
+        ("add_constraints", "Write a story.", "", False),
+        ("add_constraints", "Write a story about the keeper of a lighthouse and her first winter.", "", True),
+        ("add_constraints", "Sort these.", "b\na", True),
+        ("increase_reasoning", "Calculate the area of a circle of radius 6.", "", True),
+        ("increase_reasoning", "Calculate the area of a circle of radius 6. Work step by step.", "", False),
+        ("increase_reasoning", "Calculate the area of a circle.", "", False),
         ("complicate_input", "Calculate the mean.", "", True),
         ("complicate_input", "Calculate the mean.", "1,2,3", False),
+        ("complicate_input", "Write a story.", "", False),
         ("deepen", "Explain how volcanoes erupt.", "", True),
+        ("deepen", "Explain how volcanoes erupt.", "a table", False),
+        ("breadth", "Write a story.", "", True),
         ("breadth", "What is known of the khipu record keepers?", "", False),
     ],
 )

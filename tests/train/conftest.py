@@ -40,9 +40,7 @@ def small_config(seeds: Path, *overrides: str) -> Config:
 
 
 def write_seeds(path: Path, seeds: Sequence[tuple[str, str]] = SEEDS) -> Path:
-    rows = [
-        {"id": f"s{number}", "instruction": text, "input": data} for number, (text, data) in enumerate(seeds)
-    ]
+    rows = [{"id": f"s{number}", "instruction": text, "input": data} for number, (text, data) in enumerate(seeds)]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
 

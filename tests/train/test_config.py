@@ -84,7 +84,8 @@ def test_an_override_of_one_reviewer_value_keeps_the_others_defaults() -> None:
         ),
         (
             "reward.terms={novelty = 0}",
-            "quickstart: 'reward': no term has a weight other than 0; name at least one, e.g. reward.terms.novelty=1.0.",
+            "quickstart: 'reward': no term has a weight other than 0; name at least one, e.g. "
+            "reward.terms.novelty=1.0.",
         ),
         (
             "reward.kwargs.lexical={n = 1}",
@@ -140,9 +141,9 @@ def test_quickstart_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_flatten_gives_every_value_under_its_dotted_key() -> None:
-    flat = flatten(load_config("quickstart"))
+    flat = flatten(Config())
     assert flat["env.horizon"] == 4
-    assert flat["reward.terms.novelty"] == 0.5
+    assert flat["reward.terms.novelty"] == 0.15
     assert flat["budget.max_calls"] is None
 
 

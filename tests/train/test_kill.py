@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
 import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -24,43 +25,87 @@ from .test_pipeline import contents
 KILLS = 10
 CONCURRENCY = 4
 
-PROGRAM = """
-import json, sys
-from instructgym.errors import InstructGymError
-from instructgym.train.config_text import load_config
-from instructgym.train.pipeline import run
+# Real processes, each forked from a server process that has imported what takes seconds: the moments then fall into
+# the run, and not into the import of torch.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [
+        "aiohttp",
+        "jinja2",
+        "openai",
+        "pandas",
+        "pyarrow.parquet",
+        "pytest",
+        "torch.utils.tensorboard",
+        "instructgym.train.export",
+        "instructgym.train.pipeline",
+        "instructgym.train.train_instructor",
+    ]
+)
+
 
 class Said:
-    def say(self, text): pass
-    def started(self, stage, total): print(stage, flush=True)
-    def advance(self, stage, done, note=""): pass
-    def finished(self, stage, *, skipped=False, note=""): pass
+    """Leaves the name of each stage that begins in a file."""
 
-overrides = json.loads(sys.argv[2])
-print("imported", flush=True)
-try:
-    sys.exit(run(load_config("quickstart", overrides), sys.argv[1], progress=Said()).exit_code)
-except InstructGymError as error:
-    print(type(error).__name__, error, flush=True)
-    sys.exit(error.exit_code)
-"""
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def say(self, text: str) -> None: ...
+
+    def started(self, stage: str, total: int | None) -> None:
+        self.path.write_text(stage)
+
+    def advance(self, stage: str, done: int, note: str = "") -> None: ...
+
+    def finished(self, stage: str, *, skipped: bool = False, note: str = "") -> None:
+        self.path.write_text(f"after {stage}")
+
+
+def program(out: Path, overrides: list[str], said: Path) -> None:
+    """What the killed process runs."""
+    from instructgym.train.config_text import load_config
+    from instructgym.train.pipeline import run
+
+    os.environ["OPENAI_API_KEY"] = "none"
+    try:
+        code = run(load_config("quickstart", overrides), out, progress=Said(said)).exit_code
+    except KeyboardInterrupt:
+        code = 130
+    raise SystemExit(code)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[SimulatedServer]:
-    answerer = SimulatedBackend()
-    with SimulatedServer(answerer, ServerBehaviour(latency_s=0.01)).in_thread() as running:
+    with SimulatedServer(SimulatedBackend(), ServerBehaviour(latency_s=0.02)).in_thread() as running:
         yield running
 
 
-def start(out: Path, overrides: list[str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OPENAI_API_KEY": "none", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(out), json.dumps(overrides)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+def overrides_for(tmp_path: Path, server: SimulatedServer) -> list[str]:
+    return [
+        *SMALL,
+        f"seeds.path={json.dumps(str(write_seeds(tmp_path / 'seeds.jsonl')))}",
+        "llm.backend=openai",
+        "llm.model=simulated",
+        f"llm.base_url={server.base_url}",
+        f"limits.concurrency={CONCURRENCY}",
+        "evaluate.draws=2",
+        "evolve.chains_per_seed=2",
+    ]
+
+
+def start(out: Path, overrides: list[str]) -> ForkServerProcess:
+    process = PROCESSES.Process(target=program, args=(out, overrides, out.with_suffix(".said")))
+    process.start()
+    return process
+
+
+def run_to_the_end(out: Path, overrides: list[str]) -> float:
+    """Returns the seconds it took."""
+    begun = time.monotonic()
+    process = start(out, overrides)
+    process.join()
+    assert process.exitcode == 0
+    return time.monotonic() - begun
 
 
 def paid_calls(out: Path) -> tuple[int, int]:
@@ -78,42 +123,71 @@ def paid_calls(out: Path) -> tuple[int, int]:
 
 @pytest.mark.slow
 def test_sigkill_at_random_moments_costs_nothing_and_changes_nothing(tmp_path: Path, server: SimulatedServer) -> None:
-    seeds = write_seeds(tmp_path / "seeds.jsonl")
-    overrides = [
-        *SMALL,
-        "train.steps=32",
-        f"seeds.path={json.dumps(str(seeds))}",
-        "llm.backend=openai",
-        "llm.model=simulated",
-        f"llm.base_url={server.base_url}",
-        f"limits.concurrency={CONCURRENCY}",
-    ]
-    begun = time.monotonic()
-    with start(tmp_path / "whole", overrides) as whole:
-        assert whole.wait() == 0, whole.communicate()[0]
-    duration_s = time.monotonic() - begun
-    undisturbed = server.stats()["requests"]
+    overrides = overrides_for(tmp_path, server)
+    run_to_the_end(tmp_path / "warm", overrides)  # the fork server's own start is no part of a run
+    before = server.stats()["requests"]
+    duration_s = run_to_the_end(tmp_path / "whole", overrides)
+    undisturbed = server.stats()["requests"] - before
     assert paid_calls(tmp_path / "whole") == (undisturbed, 0)
 
-    out = tmp_path / "killed"
-    rng = random.Random(2)
+    rng = random.Random(3)
     hit: list[str] = []
-    for number in range(KILLS):
-        with start(out, overrides) as process:
-            # One moment from each tenth of the run: uniform over the whole, and every stage is hit.
-            moment_s = duration_s * (number + rng.random()) / KILLS
-            try:
-                process.wait(moment_s)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-            said = process.communicate()[0].split()
-            hit.append(said[-1] if said else "start")
-    with start(out, overrides) as last:
-        assert last.wait() == 0, last.communicate()[0]
+    moments: list[float] = []
+    numbers = itertools.count()
+    while len(hit) < KILLS:
+        if len(moments) < 3:  # one from each tenth of the run, in any order: uniform, and no part is left out
+            moments += rng.sample([duration_s * (part + rng.random()) / 10 for part in range(10)], 10)
+        three, moments = sorted(moments[:3]), moments[3:]
+        out = tmp_path / f"killed-{next(numbers)}"
+        hit += _kill_and_finish(out, overrides, three, server, undisturbed)
+        assert contents(out) == contents(tmp_path / "whole"), hit
 
+
+def _kill_and_finish(
+    out: Path,
+    overrides: list[str],
+    moments_s: list[float],
+    server: SimulatedServer,
+    undisturbed: int,
+) -> list[str]:
+    """Kill a run at `moments_s` of its wall time, restarting it in between, then let it end.
+
+    A restart has what was paid already and is faster than the first run, so later moments may find it finished: hence
+    several runs. Returns where each kill hit.
+    """
+    before = server.stats()["requests"]
+    hit: list[str] = []
+    for moment_s in moments_s:
+        process = start(out, overrides)
+        process.join(moment_s)
+        if process.exitcode is not None:
+            break
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        said = out.with_suffix(".said")
+        hit.append(said.read_text() if said.exists() else "before train")
+    run_to_the_end(out, overrides)
     paid, twice = paid_calls(out)
     assert twice == 0
     assert paid == undisturbed, hit
-    repeats = server.stats()["requests"] - 2 * undisturbed
-    assert 0 <= repeats <= KILLS * 2 * CONCURRENCY, hit
-    assert contents(out) == contents(tmp_path / "whole"), hit
+    repeats = server.stats()["requests"] - before - undisturbed
+    assert 0 <= repeats <= len(hit) * 2 * CONCURRENCY, hit
+    return hit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["train", "evolve"])
+def test_an_interrupted_run_ends_and_goes_on(stage: str, tmp_path: Path, server: SimulatedServer) -> None:
+    overrides = overrides_for(tmp_path, server)
+    out = tmp_path / "run"
+    process = start(out, overrides)
+    said = out.with_suffix(".said")
+    while process.exitcode is None and not (said.exists() and said.read_text() == stage):
+        time.sleep(0.005)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(10)
+    assert process.exitcode == 130
+    run_to_the_end(out, overrides)
+    assert paid_calls(out)[1] == 0

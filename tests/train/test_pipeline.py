@@ -209,7 +209,8 @@ def test_a_stage_without_its_inputs_is_refused(seeds_file: Path, tmp_path: Path)
     with pytest.raises(RunFolderError) as caught:
         run(small_config(seeds_file), tmp_path / "run", stages=["respond"])
     assert str(caught.value) == (
-        f"stage 'respond' needs stage 'evolve', which is not finished in '{tmp_path / 'run'}'. Run 'evolve' there first."
+        f"stage 'respond' needs stage 'evolve', which is not finished in '{tmp_path / 'run'}'. Run 'evolve' there "
+        "first."
     )
 
 
@@ -302,7 +303,9 @@ def test_a_chain_whose_call_fails_goes_on_with_what_it_has(
     monkeypatch.setattr(
         faulty,
         "fails",
-        staticmethod(lambda request: request.stage == "evolve" and request.role == "expert" and request.sample == (1, 1)),
+        staticmethod(
+            lambda request: request.stage == "evolve" and request.role == "expert" and request.sample == (1, 1)
+        ),
     )
     config = small_config(seeds_file, "evolve.policy=random", "retry.max_attempts=1")
     result = run(config, tmp_path / "run", stages=["evolve", "respond", "filter", "export"])

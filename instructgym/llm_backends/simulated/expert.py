@@ -137,14 +137,13 @@ def suits(operation: str, text: Reading) -> bool:
         return operation == "breadth"
     match operation:
         case "add_constraints":
-            framed = text.stem_words > 10 or text.has_input
-            return framed and text.constraints < (3 if text.has_input else 2)
+            return (text.stem_words > 10 or text.has_input) and text.constraints < 3
         case "deepen":
             if text.has_input:
                 return False
             if text.stem_words > 10:
-                return text.question and text.depth < 2
-            return text.depth < (3 if text.question else 2)
+                return text.question and text.depth < 1
+            return text.depth < 3
         case "concretize":
             return not text.figures and not text.case and not text.has_input
         case "increase_reasoning":
@@ -152,7 +151,7 @@ def suits(operation: str, text: Reading) -> bool:
         case "complicate_input":
             return topic in _QUANTITATIVE and not text.has_input
         case "breadth":
-            return topic not in _QUANTITATIVE and not text.rare
+            return topic not in _QUANTITATIVE and not text.rare and not text.has_input
         case _:
             return text.constraints + text.depth < 2
 
@@ -164,11 +163,11 @@ def rewrite(operation: str, text: str, data: str, draws: Draws) -> str:
     outcome = _outcome(_SUITED if suits(operation, reading) else _UNSUITED, draws)
     match outcome:
         case "copy":
-            return text
+            return _with_data(operation, text, data)
         case "refusal":
             return draws.choice(_REFUSALS)
         case "filler":
-            return _pad(text, draws)
+            return _with_data(operation, _append(text, draws.choice(_FILLERS)), data)
         case "overlong":
             return text.rstrip() + " " + "; ".join([_RAMBLE] * 12) + "."
         case "off_topic":
@@ -223,8 +222,9 @@ def _append(text: str, clause: str) -> str:
     return f"{text} {clause}" if text.endswith((".", "?", "!", "。", "？", "！")) else f"{text}. {clause}"
 
 
-def _pad(text: str, draws: Draws) -> str:
-    return _append(text, draws.choice(_FILLERS))
+def _with_data(operation: str, text: str, data: str) -> str:
+    """The text, and the data below it where the prompt asks for both."""
+    return f"{text}\nINPUT:\n{data}" if data.strip() and operation in ("breadth", "complicate_input") else text
 
 
 def _another(reading: Reading, draws: Draws) -> str:

@@ -28,10 +28,10 @@ _FORMS = {
     "replace rearrange refactor",
 }
 _FORM_OF = {word: form for form, words in _FORMS.items() for word in words.split()}
-# A clause counts once, however many of the marks it holds.
 _CONSTRAINT = re.compile(
-    r"[^.?!\n]*\b(?:must|at least|at most|no more than|include|contains?|avoid|without|exactly|only)\b[^.?!\n]*", re.I
+    r"\b(?:must|at least|at most|no more than|include|contains?|avoid|without|exactly|only)\b", re.I
 )
+_CLAUSE_END = re.compile(r"[.?!\n]")
 _DEPTH = re.compile(r"\b(?:also discuss|go into|examine|shed light|take up|explore|look into)\b", re.I)
 _REASONING = re.compile(r"\b(?:step by step|each step|in stages|stage by stage|show your working|derive)\b", re.I)
 _FILLER_WORDS = frozenset(
@@ -89,7 +89,11 @@ def lexicon() -> dict[str, Topic]:
 def _topic(name: str, entry: dict[str, Any]) -> Topic:
     return Topic(
         name,
-        *(tuple(entry[key]) for key in ("parts", "aspects", "cases", "rare", "columns")),
+        parts=tuple(entry["parts"]),
+        aspects=tuple(entry["aspects"]),
+        cases=tuple(entry["cases"]),
+        rare=tuple(entry["rare"]),
+        columns=tuple(entry["columns"]),
         rows=tuple(tuple(row) for row in entry["rows"]),
     )
 
@@ -113,6 +117,7 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+@lru_cache(maxsize=8192)
 def content_words(text: str) -> frozenset[str]:
     """The words that carry content: neither stop words nor filler, plural and past endings cut."""
     kept = set()
@@ -144,7 +149,8 @@ def read(text: str, data: str) -> Reading:
         form=form,
         words=len(text.split()),
         stem_words=len(stem.split()),
-        constraints=len(_CONSTRAINT.findall(rest)),
+        # A clause counts once, however many of the marks it holds.
+        constraints=sum(_CONSTRAINT.search(clause) is not None for clause in _CLAUSE_END.split(rest)),
         depth=len(_DEPTH.findall(text)),
         reasoning=len(_REASONING.findall(text)),
         question="?" in text or "？" in text,

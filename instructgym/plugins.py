@@ -1,4 +1,7 @@
-"""A user's own objects: ``path/to/file.py:NAME``."""
+"""What users bring: objects of their own as ``path/to/file.py:NAME``, and names that are nearly right.
+
+Every layer may import this; it imports only the errors.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,8 @@ def load_from_file(reference: str) -> Any:
     path = Path(text).expanduser().resolve()
     if not path.is_file():
         raise ConfigError(f"'{reference}': there is no file {path}.")
-    module_name = f"instructgym_reward_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()}"
+    digest = hashlib.blake2b(str(path).encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+    module_name = f"instructgym_user_{path.stem}_{digest}"
     module = sys.modules.get(module_name)
     if module is None:
         spec = importlib.util.spec_from_file_location(module_name, path)

@@ -1,0 +1,270 @@
+import numpy as np
+import pytest
+import torch
+
+from instructgym.agents import PPO, PPOConfig, evaluate, row_rng
+from instructgym.agents.rollout import Rollout
+from instructgym.errors import BackendError, ConfigError, UsageError
+
+from .toy_envs import Horizon, Identity, Masked, Mixed, Scripted, vector
+
+FAST = {"n_steps": 16, "batch_size": 64, "n_epochs": 6, "learning_rate": 5e-3, "net_arch": (32,), "gamma": 0.5}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def learned(env, steps, seed=0, **options):
+    ppo = PPO(env.single_observation_space, env.single_action_space, PPOConfig(**{**FAST, **options}), seed)
+    return ppo, ppo.learn(env, steps)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("options", [{}, {"normalize_obs": 5.0, "normalize_reward": True, "ent_coef": 0.01}])
+def test_learns_identity(options):
+    env = vector(Identity, 8)
+    ppo, history = learned(env, 4096, **options)
+    assert evaluate(ppo, env, 32).mean() > 7.5
+    assert history[0]["rollout/ep_rew_mean"] < 4 < history[-1]["rollout/ep_rew_mean"]
+
+
+def test_learns_among_legal_actions_and_never_takes_another():
+    env = vector(Masked, 8)  # it raises if an illegal action is taken
+    ppo, _ = learned(env, 4096)
+    assert evaluate(ppo, env, 32).mean() > 7.5
+    assert evaluate(ppo, env, 32, deterministic=False).mean() > 6.5
+
+
+def test_learns_from_a_dict_of_discrete_bits_and_box():
+    env = vector(Mixed, 8)
+    ppo, _ = learned(env, 2048)
+    assert evaluate(ppo, env, 32).mean() > 3.8
+
+
+def test_a_horizon_in_the_observation_is_learned_as_termination_and_not_as_truncation():
+    """As truncation the value of a state that is never trained enters, and `stop` looks worse than it is."""
+    options = {"gamma": 0.99, "n_steps": 32}
+    as_termination, _ = learned(vector(Horizon, 8), 8192, **options)
+    as_truncation, _ = learned(vector(lambda: Horizon(truncates=True), 8), 8192, **options)
+    assert evaluate(as_termination, vector(Horizon, 8), 8).mean() == pytest.approx(1.1)
+    assert evaluate(as_truncation, vector(Horizon, 8), 8).mean() == pytest.approx(0.8)
+
+
+def test_the_same_seed_twice_gives_the_same_weights_and_history():
+    first, history = learned(vector(Masked, 4), 512, normalize_obs=True, ent_coef=0.01)
+    second, again = learned(vector(Masked, 4), 512, normalize_obs=True, ent_coef=0.01)
+    other, _ = learned(vector(Masked, 4), 512, seed=1, normalize_obs=True, ent_coef=0.01)
+    assert same(first.state_dict(), second.state_dict())
+    assert history == again
+    assert not same(first.state_dict(), other.state_dict())
+
+
+def test_stopping_at_a_segments_end_and_going_on_changes_nothing():
+    options = PPOConfig(**FAST, normalize_obs=True, normalize_reward=True, lr_schedule="linear")
+
+    def fresh():
+        env = vector(Masked, 4)
+        return env, PPO(env.single_observation_space, env.single_action_space, options, 3)
+
+    env, undisturbed = fresh()
+    saved = []
+    undisturbed.learn(env, 768, segment_steps=256, on_segment_end=lambda: saved.append(undisturbed.state_dict()))
+    assert len(saved) == 2
+    for state in saved:
+        env, resumed = fresh()
+        resumed.load_state_dict(state)
+        resumed.learn(env, 768 - resumed.num_steps, segment_steps=256)
+        assert same(resumed.state_dict(), undisturbed.state_dict())
+
+
+def test_acting_row_by_row_equals_what_the_rollout_drew():
+    """`act` with `row_rng` and the vectorised draws of `learn` are one mechanism."""
+    env = vector(Masked, 4)
+    ppo = PPO(env.single_observation_space, env.single_action_space, PPOConfig(**FAST), 5)
+    rollouts = []
+    with pytest.raises(InterruptedError):
+        ppo.learn(env, 64, on_rollout_end=lambda rollout: (rollouts.append(rollout), stop()))
+    rollout = rollouts[0]
+    for t in range(8):  # the length of an episode; episodes are counted from 1
+        decision = ppo.act(
+            rollout.obs[t].argmax(axis=1),
+            action_mask=rollout.masks[t],
+            rng=[row_rng(5, env_index, 1, t) for env_index in range(4)],
+        )
+        assert decision.actions.tolist() == rollout.actions[t].tolist()
+        assert decision.log_prob == pytest.approx(rollout.log_probs[t], abs=1e-6)
+        assert decision.value == pytest.approx(rollout.values[t], abs=1e-6)
+
+
+def stop():
+    raise InterruptedError
+
+
+def collect(script, **options):
+    env = Scripted(script)
+    ppo = PPO(env.single_observation_space, env.single_action_space, PPOConfig(**{**FAST, "n_steps": 4, **options}))
+    rollouts = []
+    history = ppo.learn(env, 4 * env.num_envs, on_rollout_end=rollouts.append)
+    return ppo, rollouts[0], history
+
+
+def test_the_rollout_holds_the_values_of_what_truly_followed():
+    ppo, rollout, history = collect(["go go go", "cut end fail", "go go go", "go go go"])
+
+    def value(row, step, resets):
+        return ppo_values[(row, step, resets)]
+
+    fresh = PPO(ppo.obs_space, ppo.action_space, ppo.config)
+    states = [(row, step, resets) for row in range(3) for step in range(4) for resets in range(2)]
+    ppo_values = dict(zip(states, fresh.network.values(np.array(states, np.float32)), strict=True))
+    # row 0 is truncated at its second step: the final observation is (0, 2, 0), not the reset (0, 0, 1)
+    assert rollout.next_values[:, 0] == pytest.approx(
+        [value(0, 1, 0), value(0, 2, 0), value(0, 1, 1), value(0, 2, 1)], abs=1e-6
+    )
+    assert rollout.terminated[:, 1].tolist() == [False, True, False, False]
+    # row 2's call fails in the state (2, 1, 0): the row before bootstraps from that state's value
+    assert rollout.valid[:, 2].tolist() == [True, False, True, True]
+    assert rollout.next_values[0, 2] == pytest.approx(value(2, 1, 0), abs=1e-6)
+    assert rollout.masks[:, 0].tolist() == [[1, 1, 0], [1, 1, 1], [1, 1, 0], [1, 1, 1]]
+    assert len(rollout.infos) == 4
+    assert history[0]["rollout/valid"] == pytest.approx(11 / 12)
+    # the episode that the failed call cut is not reported: 1 + 2 by rows 0 and 1
+    assert history[0]["rollout/ep_rew_mean"] == 3.0
+
+
+def test_what_an_invalid_row_holds_does_not_reach_the_weights():
+    ppo, rollout, _ = collect(["go go", "go fail", "end go", "go go"], n_epochs=2)
+
+    def updated(change):
+        learner = PPO(ppo.obs_space, ppo.action_space, ppo.config)
+        copy = Rollout(**{name: np.array(getattr(rollout, name)) for name in ROLLOUT_ARRAYS})
+        change(copy)
+        learner.update(copy)
+        return learner.state_dict()
+
+    def spoil(copy):
+        for array in (copy.obs, copy.rewards, copy.log_probs, copy.next_values):
+            array[1, 1] = 77.0
+        copy.actions[1, 1] = 2 - copy.actions[1, 1]
+
+    def spoil_a_valid_one(copy):
+        copy.rewards[0, 0] = 77.0
+
+    untouched = updated(lambda copy: None)
+    assert same(updated(spoil), untouched)
+    assert not same(updated(spoil_a_valid_one), untouched)
+
+
+ROLLOUT_ARRAYS = (
+    "obs", "masks", "actions", "log_probs", "values", "rewards", "next_values", "terminated", "truncated", "valid",
+)  # fmt: skip
+
+
+def test_a_rollout_of_failures_only_stops_learning_and_keeps_the_weights():
+    env = Scripted(["fail fail"])
+    ppo = PPO(env.single_observation_space, env.single_action_space, PPOConfig(**FAST))
+    before = ppo.network.state_dict()
+    with pytest.raises(BackendError) as error:
+        ppo.learn(env, 100)
+    assert str(error.value) == (
+        "none of the 32 transitions of a rollout is valid: every call failed. The agent's weights are as they were "
+        "before it."
+    )
+    assert same(ppo.network.state_dict(), before)
+    assert ppo.num_steps == 0
+
+
+def test_the_loss_equals_one_written_with_torch_distributions():
+    config = PPOConfig(ent_coef=0.1, normalize_advantage=False)
+    ppo = PPO(Scripted(["go"]).single_observation_space, Scripted(["go"]).single_action_space, config)
+    rng = np.random.default_rng(0)
+    rows, width = 40, ppo.flatten.dim
+    obs = rng.normal(size=(rows, width)).astype(np.float32)
+    mask = torch.tensor(rng.random((rows, 3)) < 0.6)
+    mask[:, 0] = True
+    actions = torch.tensor([int(rng.choice(np.flatnonzero(row))) for row in mask.numpy()])
+    old, advantages, returns = (torch.tensor(rng.normal(size=rows), dtype=torch.float32) for _ in range(3))
+    old = old * 0.2 - 1.0
+    packed = torch.cat([torch.from_numpy(obs), torch.stack([old, advantages, returns], dim=1)], dim=1)
+    loss, facts = ppo._loss(packed, actions, mask, report=True)
+
+    logits, values = ppo.network.forward(torch.from_numpy(obs))
+    distribution = torch.distributions.Categorical(logits=logits.masked_fill(~mask, -1e9))
+    ratio = (distribution.log_prob(actions) - old).exp()
+    surrogate = torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).mean()
+    expected = -surrogate + 0.5 * ((values - returns) ** 2).mean() - 0.1 * distribution.entropy().mean()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(facts["entropy_loss"]) == pytest.approx(-float(distribution.entropy().mean().detach()), rel=1e-5)
+
+
+def test_target_kl_stops_an_update_early():
+    env = vector(Identity, 8)
+    options = {"learning_rate": 0.05, "n_epochs": 10}
+    _, free = learned(env, 512, **options)
+    _, bound = learned(env, 512, target_kl=0.01, **options)
+    assert bound[-1]["train/n_updates"] < free[-1]["train/n_updates"] == 4 * 10 * 2
+
+
+def test_the_linear_schedule_falls_over_the_call_of_learn():
+    _, history = learned(vector(Identity, 8), 512, lr_schedule="linear")
+    assert [row["train/learning_rate"] for row in history] == pytest.approx([5e-3, 3.75e-3, 2.5e-3, 1.25e-3])
+
+
+def test_metrics_have_the_names_of_stable_baselines3():
+    env = vector(Identity, 2)
+    ppo = PPO(env.single_observation_space, env.single_action_space, PPOConfig(**FAST))
+    told = []
+    history = ppo.learn(env, 40, progress=lambda steps, metrics: told.append((steps, metrics)))
+    assert told == [(32, history[0]), (64, history[1])]
+    assert sorted(history[-1]) == [
+        "rollout/ep_len_mean",
+        "rollout/ep_rew_mean",
+        "rollout/valid",
+        "time/total_timesteps",
+        "train/approx_kl",
+        "train/clip_fraction",
+        "train/entropy_loss",
+        "train/explained_variance",
+        "train/learning_rate",
+        "train/loss",
+        "train/n_updates",
+        "train/policy_gradient_loss",
+        "train/value_loss",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_steps": 0}, "ppo: n_steps = 0; expected a whole number of at least 1."),
+        ({"gamma": 1.5}, "ppo: gamma = 1.5; expected a number from 0 to 1."),
+        ({"learning_rate": "fast"}, "ppo: learning_rate = 'fast'; expected a number above 0."),
+        ({"lr_schedule": "cosine"}, "ppo: lr_schedule = 'cosine'; expected 'constant' or 'linear'."),
+        ({"net_arch": (64, 0)}, "ppo: net_arch = (64, 0); expected sizes of at least 1."),
+        ({"normalize_obs": -5.0}, "ppo: normalize_obs = -5.0; expected false, true or a clip above 0."),
+        ({"target_kl": 0}, "ppo: target_kl = 0; expected a number above 0, or none."),
+    ],
+)
+def test_config_refuses_what_makes_no_sense(options, message):
+    with pytest.raises(ConfigError) as error:
+        PPOConfig(**options)
+    assert str(error.value) == message
+
+
+def test_the_autoreset_mode_is_checked_before_anything_is_done():
+    class NextStep(Scripted):
+        def __init__(self):
+            super().__init__(["go"])
+            self.metadata = {}
+
+    ppo = PPO(NextStep().single_observation_space, NextStep().single_action_space)
+    with pytest.raises(UsageError, match="vector env of autoreset mode None; expected SameStep"):
+        ppo.learn(NextStep(), 10)
