@@ -52,8 +52,13 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`data` with each ``section.key=value`` put in; values are TOML, and plain words strings."""
+    """`data` with each ``section.key=value`` put in; values are TOML, and plain words strings.
+
+    Another `agent.name` leaves the `agent.kwargs` of `data` behind: they are arguments of the agent that stood there.
+    """
     result = _copy(data)
+    if _names_another_agent(data, overrides):
+        result["agent"].pop("kwargs", None)
     for override in overrides:
         key, equals, value = override.partition("=")
         parts = key.strip().split(".")
@@ -67,6 +72,14 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             node = inner
         node[parts[-1]] = _toml_value(value.strip())
     return result
+
+
+def _names_another_agent(data: Mapping[str, Any], overrides: Sequence[str]) -> bool:
+    given = data.get("agent")
+    names = [
+        value.strip() for key, _, value in (item.partition("=") for item in overrides) if key.strip() == "agent.name"
+    ]
+    return bool(names) and isinstance(given, Mapping) and _toml_value(names[-1]) != given.get("name")
 
 
 def _copy(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,10 +47,17 @@ def test_overrides_are_toml_and_plain_words_are_strings() -> None:
     )
     assert (config.train.steps, config.llm.model, config.env.elimination) == (12, "gpt-x", ("copy", "empty"))
     assert config.reward.terms == {"reviewer_equality": 1.0, "novelty": 0.25}
-    assert config.agent.kwargs == {"gamma": 0.9}
+    assert config.agent.kwargs == {**load_config("quickstart").agent.kwargs, "gamma": 0.9}
     assert config.llm.for_role("reviewer").model == "other"
     assert config.llm.for_role("reviewer").temperature == 0.0
     assert config.llm.for_role("expert").model == "gpt-x"
+
+
+def test_another_agent_leaves_the_arguments_of_the_first_behind() -> None:
+    assert load_config("quickstart", ["agent.name=ppo"]).agent == load_config("quickstart").agent
+    assert load_config("quickstart", ["agent.name=sb3:a2c"]).agent.kwargs == {}
+    swapped = load_config("quickstart", ["agent.kwargs.n_steps=8", "agent.name=sb3:a2c"])
+    assert swapped.agent.kwargs == {"n_steps": 8}
 
 
 def test_an_override_of_one_reviewer_value_keeps_the_others_defaults() -> None:

@@ -53,29 +53,29 @@ _UNSUITED = (
 
 _CONSTRAINTS = (
     "The answer must include {x}.",
-    "It must contain {x} at the right place.",
-    "Include {x} and say why.",
-    "Make sure to include {x}.",
-    "Give at least one line to {x}.",
+    "It must contain {x}.",
+    "Include {x}.",
+    "Be sure to include {x}.",
+    "Give at least a line to {x}.",
 )
 _DEPTHS = (
-    "Also discuss {x} and where they lead.",
+    "Also discuss {x}.",
     "Go into {x} as well.",
     "Examine {x} with an example.",
-    "Explore {x} in a paragraph.",
+    "Explore {x}.",
     "Look into {x} too.",
 )
 _CASES = (
-    "Take {x} as the case in point.",
+    "Take {x} as the case.",
     "Base it on {x}.",
-    "Set it around {x} throughout.",
+    "Set it around {x}.",
     "Let it concern {x}.",
 )
 _REASONS = (
-    "Work step by step and justify how {x} enters.",
-    "Show your working in stages, weighing {x} at each.",
-    "Derive the result step by step, checking {x}.",
-    "Reason stage by stage and settle {x} before concluding.",
+    "Work step by step, weighing {x}.",
+    "Show your working, {x} included.",
+    "Derive it step by step from {x}.",
+    "Reason stage by stage and settle {x}.",
 )
 _DATA = (
     "Work from the table in the input.",
