@@ -82,6 +82,7 @@ def test_own_parts_work_on_the_command_line(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    operations = {json.loads(line)["operation"] for line in (tmp_path / "run/lineage.jsonl").open(encoding="utf-8")}
+    lineage = (tmp_path / "run/lineage.jsonl").read_text("utf-8")
+    operations = {json.loads(line)["operation"] for line in lineage.splitlines()}
     assert operations <= {"add_constraints", "deepen", "add_persona", "add_audience"}
-    assert "concise" in (tmp_path / "run/lineage.jsonl").read_text("utf-8")
+    assert "concise" in lineage
