@@ -114,7 +114,8 @@ def tree_of(seed: Seed) -> Tree:
 def search_return(seed: Seed, samples: int) -> float:
     """Plan with resampled draws, take one step with the real one, plan again. It never sees a draw beforehand.
 
-    The value of an operation is the mean over the samples of the best open-loop sequence that starts with it.
+    The value of an operation is the mean over the samples of the best return below it (hindsight optimisation). The
+    mean of whole sequences, maximised afterwards, was tried first: it picks lucky ones among 1,296 and reached 0.82.
     """
 
     async def run() -> float:
@@ -122,8 +123,8 @@ def search_return(seed: Seed, samples: int) -> float:
         state, total = dynamics.start(seed, DRAW), 0.0
         while not state.over:
             trees = [await grow(state, 1_000 + 100 * state.step + sample) for sample in range(samples)]
-            mean = np.mean([tree.returns for tree in trees], axis=0)
-            action = int(np.unravel_index(np.argmax(mean), mean.shape)[0])
+            best = [tree.returns.reshape(len(dynamics.action_set), -1).max(axis=1) for tree in trees]
+            action = int(np.argmax(np.mean(best, axis=0)))
             outcome = await dynamics.step(state, action)
             total += outcome.reward or 0.0
             state = outcome.state
@@ -244,7 +245,7 @@ def main() -> None:
     known = tuple(seed for seed in seeds if seed.topic not in UNSEEN_TOPICS)
     train, held_out = split_seeds(known, 0.25, 0)
     unseen = tuple(seed for seed in seeds if seed.topic in UNSEEN_TOPICS)
-    agents, steps, samples = arguments.agents, arguments.steps, 8
+    agents, steps, samples = arguments.agents, arguments.steps, 6
     if arguments.quick:
         held_out, unseen, agents, steps, samples = held_out[::4], unseen[::6], 1, min(steps, 4_096), 2
     report = Report(
