@@ -49,11 +49,13 @@ def list_parts(
 
 
 def describe(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of anything that `list` shows, or FILE.py:NAME.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Of an operation, of anything that `list` shows, or FILE.py:NAME.")
+    ],
 ) -> None:
     """Describe one thing that a config can name.
 
-    An action set (with the prompt of each operation), a reward, an agent, a backend or a config.
+    An action set (with the prompt of each operation), an operation, a reward, an agent, a backend or a config.
     """
     from instructgym.train.config_faults import nearest
 
@@ -69,14 +71,19 @@ def describe(
             print_text(f"{part.word} {name}", style="bold")
             part.describe(name)
             found = True
+    operations = _operations()
+    if not found and name in operations:
+        action_set = operations[name]
+        print_text(f"operation {name}, of action set {action_set.name}", style="bold")
+        _print_operation(action_set.operations[action_set.index(name)])
+        found = True
     if not found and (name.endswith("+stop") or ".py:" in name):
         print_text(f"{'action set' if name.endswith('+stop') else 'object'} {name}", style="bold")
         _describe_own(name)
         found = True
     if not found:
-        raise ConfigError(
-            f"nothing is called '{name}'{nearest(name, known) or '.'} `instructgym list KIND` shows the names."
-        )
+        hint = nearest(name, [*known, *operations]) or "."
+        raise ConfigError(f"nothing is called '{name}'{hint} `instructgym list KIND` shows the names.")
 
 
 def register(app: typer.Typer) -> None:
@@ -96,21 +103,36 @@ def _describe_action_set(name: str) -> None:
     _print_action_set(load_action_set(name))
 
 
-def _print_action_set(action_set: Any) -> None:
-    from instructgym.types import Instruction
+def _operations() -> dict[str, Any]:
+    """Operation -> the first action set that has it."""
+    from instructgym.envs.loading import action_set_names, load_action_set
 
-    sample = Instruction("(the instruction)", "(its input)")
+    found: dict[str, Any] = {}
+    for name in action_set_names():
+        action_set = load_action_set(name)
+        for operation in action_set.names:
+            found.setdefault(operation, action_set)
+    return found
+
+
+def _print_action_set(action_set: Any) -> None:
     print_text(f"hash {action_set.hash}; the order is the action index", indent=2)
     for index, operation in enumerate(action_set.operations):
         print_text()
         print_text(f"{index} {operation.name}", style="bold", indent=2)
-        if operation.stops:
-            print_text(operation.description, indent=4)
-            continue
-        print_text(f"prompt {operation.prompt_version}", style="dim", indent=4)
-        for message in operation.messages(sample, ()):
-            print_text(f"{message.role}:", style="dim", indent=4)
-            print_text(message.content, indent=6)
+        _print_operation(operation)
+
+
+def _print_operation(operation: Any) -> None:
+    from instructgym.types import Instruction
+
+    if operation.stops:
+        print_text(operation.description, indent=4)
+        return
+    print_text(f"prompt {operation.prompt_version}", style="dim", indent=4)
+    for message in operation.messages(Instruction("(the instruction)", "(its input)"), ()):
+        print_text(f"{message.role}:", style="dim", indent=4)
+        print_text(message.content, indent=6)
 
 
 def _describe_own(name: str) -> None:

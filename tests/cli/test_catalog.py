@@ -68,3 +68,10 @@ def test_describe_an_unknown_name_offers_the_nearest(invoke: Invoke) -> None:
     assert result.stderr == (
         "error: nothing is called 'noveltie'; did you mean 'novelty'? `instructgym list KIND` shows the names.\n"
     )
+
+
+def test_describe_shows_one_operation_by_its_name(invoke: Invoke) -> None:
+    ended = invoke("describe", "deepen")
+    assert ended.exit_code == 0
+    assert "operation deepen, of action set" in ended.stdout
+    assert "Operation: deepen" in ended.stdout
