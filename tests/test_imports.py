@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import pytest
 
 import instructgym
@@ -65,8 +66,10 @@ def isort_key(name: str) -> tuple[int, str]:
 
 
 def test_importing_twice_registers_once() -> None:
+    before = dict(gymnasium.registry)
     instructgym.registration.register_envs()  # would warn, and warnings are errors
     importlib.reload(instructgym)
+    assert dict(gymnasium.registry) == before
 
 
 def test_no_file_of_the_package_is_over_600_lines() -> None:

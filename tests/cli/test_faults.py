@@ -69,8 +69,8 @@ def test_a_full_disk_is_said_in_words() -> None:
 
 
 def test_a_place_that_may_not_be_written_is_the_users_to_change() -> None:
-    result = end_with(PermissionError(errno.EACCES, "Permission denied", "/root/secret"))
+    result = end_with(PermissionError(errno.EACCES, "Permission denied", "/somewhere/secret"))
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: /root/secret: Permission denied. Choose another place, or change its permissions.\n"
+        "error: /somewhere/secret: Permission denied. Choose another place, or change its permissions.\n"
     )

@@ -46,13 +46,14 @@ def test_the_environments_themselves_load_no_torch():
 
 
 def test_an_id_with_the_module_needs_no_import():
-    python("""
+    said = python("""
         import gymnasium
         env = gymnasium.make("instructgym:instructgym/InstructionEvolution-v0")
         env.reset(seed=0)
-        env.step(0)
+        print(env.step(0)[4]["operation"])
         env.close()
     """)
+    assert said == "add_constraints\n"
 
 
 def test_registering_again_does_nothing():
