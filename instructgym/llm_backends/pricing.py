@@ -44,17 +44,8 @@ class Price:
         return prompt * prompt_tokens + completion * completion_tokens
 
 
-DEFAULT_PRICES: Mapping[str, Price] = MappingProxyType(
-    {
-        "gpt-4.1": Price(2.00, 8.00),
-        "gpt-4.1-mini": Price(0.40, 1.60),
-        "gpt-4.1-nano": Price(0.10, 0.40),
-        "gpt-4o": Price(2.50, 10.00),
-        "gpt-4o-mini": Price(0.15, 0.60),
-        "simulated": Price(0.0, 0.0),
-    }
-)
-"""List prices as of mid-2025, a starting point that a config overrides: check them against your own bill."""
+DEFAULT_PRICES: Mapping[str, Price] = MappingProxyType({"simulated": Price(0.0, 0.0)})
+"""No vendor's prices: they change, and a budget in dollars at last year's prices is none. The user says them."""
 
 
 @dataclass(frozen=True, slots=True)
