@@ -190,7 +190,9 @@ class PPO(Algorithm):
             stop = goal if segment_steps is None else min(goal, self.num_steps + segment_steps)
             collector = _Collector(self, vector_env)
             while self.num_steps < stop:
-                rollout, raw = collector.collect(self.config.n_steps, keep_infos=on_rollout_end is not None)
+                # The last rollout is as short as it takes: a step is a paid call, and nobody asked for more of them.
+                length = min(self.config.n_steps, -(-(goal - self.num_steps) // collector.size))
+                rollout, raw = collector.collect(length, keep_infos=on_rollout_end is not None)
                 if on_rollout_end is not None:
                     on_rollout_end(rollout)
                 if not rollout.valid.any():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from instructgym.errors import ConfigError, RunFolderError
+from instructgym.errors import ConfigError, PermanentError, RunFolderError, UserError
 from instructgym.train.config import Config, flatten
 from instructgym.train.config_faults import nearest
 from instructgym.train.config_text import to_toml
@@ -216,7 +216,13 @@ def _run_stage(stage: str, key: str, context: StageContext, retry_failed: bool) 
         runtime.connect(folder.path / LEDGER, retry_failed=retry_failed)
         _check_endpoints(context)
     folder.begin(stage, key)
-    output = _stage_function(stage)(context)
+    try:
+        output = _stage_function(stage)(context)
+    except (UserError, PermanentError):
+        # A mistyped name or model that led to nothing must not make the corrected command "another run".
+        if not runtime.has_answers:
+            folder.take_back(stage)
+        raise
     manifest = folder.finish(stage, key, output.files, {**output.result, "lost": output.lost})
     context.progress.finished(stage, note=f"{output.lost} lost" if output.lost else "")
     return manifest

@@ -202,11 +202,18 @@ class RunFolder:
         """Note that a stage has begun: from now on its config values are fixed in this folder."""
         self.write_json(f"stages/{stage}.json", {"stage": stage, "state": "begun", "key": key})
 
+    def take_back(self, stage: str) -> None:
+        """Undo `begin`, for a stage that came to nothing: its config values are free again."""
+        (self.path / f"stages/{stage}.json").unlink(missing_ok=True)
+
     def finish(self, stage: str, key: str, outputs: Sequence[str], result: Mapping[str, Any]) -> Manifest:
         """Write a stage's manifest; everything it names must be in place."""
         digests = digest_files(self.path, outputs)
         for name in digests:
             (self.path / name).chmod(0o600)
+        for name in outputs:
+            if (self.path / name).is_dir():
+                (self.path / name).chmod(0o700)
         self.write_json(
             f"stages/{stage}.json",
             {"stage": stage, "state": "finished", "key": key, "outputs": digests, "result": dict(result)},

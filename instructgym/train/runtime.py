@@ -150,6 +150,13 @@ class Runtime:
         calls = sum(row["calls"] for row in self._counting.rows(stage))
         return calls, sum(self._stack.ledger.hits(role, stage) for role in ROLES)
 
+    @property
+    def has_answers(self) -> bool:
+        """True if the ledger holds an answer or a final failure: something that was paid for or decided."""
+        if self._stack is None:
+            return False
+        return any(stats.calls or stats.failed for stats in self._stack.stats().values())
+
     @cached_property
     def _transport(self) -> LLMBackend:
         by_settings: dict[tuple[Any, ...], LLMBackend] = {}

@@ -112,7 +112,9 @@ def _writer(context: StageContext) -> Any:
 
     path = context.folder.path / METRICS
     shutil.rmtree(path, ignore_errors=True)
-    return SummaryWriter(str(path))
+    writer = SummaryWriter(str(path))
+    path.chmod(0o700)  # the writer makes it with the process's umask; a run's files are their owner's
+    return writer
 
 
 @contextlib.contextmanager

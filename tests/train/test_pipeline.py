@@ -375,3 +375,15 @@ def test_progress_hears_of_every_stage(seeds_file: Path, tmp_path: Path) -> None
         *[("advance", "evolve", done) for done in range(1, 9)],
         ("finished", "evolve", False),
     ]
+
+
+def test_a_mistyped_name_that_led_to_nothing_does_not_claim_the_folder(tmp_path: Path, seeds_file: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'ppo'"):
+        run(small_config(seeds_file, "agent.name=pppo"), tmp_path / "run")
+    assert run(small_config(seeds_file), tmp_path / "run").exit_code == 0
+
+
+def test_what_training_writes_is_its_owners_alone(tmp_path: Path, seeds_file: Path) -> None:
+    run(small_config(seeds_file), tmp_path / "run", stages=["train"])
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir() if path.is_dir()}
+    assert set(modes.values()) == {0o700}
