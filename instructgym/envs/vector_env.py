@@ -22,6 +22,7 @@ from instructgym.envs.infos import batch_infos, reset_info, step_info
 from instructgym.envs.rendering import render_chain
 from instructgym.envs.spec import EnvConfig
 from instructgym.errors import ConfigError, UsageError
+from instructgym.rewards.concurrency import gather
 from instructgym.types import Transition
 
 __all__ = ["InstructionEvolutionVectorEnv"]
@@ -253,12 +254,7 @@ class InstructionEvolutionVectorEnv(VectorEnv[Any, Any, Any]):
 
     async def _advance_all(self, jobs: Sequence[_Job]) -> list[_Landed]:
         """All rows' steps at once. If one raises, none is taken, and none goes on in the background."""
-        tasks = [asyncio.ensure_future(self._advance(job)) for job in jobs]
-        try:
-            return list(await asyncio.gather(*tasks))
-        except BaseException:
-            await _cancel(tasks)
-            raise
+        return await gather([self._advance(job) for job in jobs])
 
     async def _advance(self, job: _Job) -> _Landed:
         dynamics, observer = self.dynamics, self._blueprint.observer
