@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 __all__ = [
+    "Choice",
     "Completion",
     "Elimination",
     "Instruction",
@@ -56,7 +57,11 @@ class Seed:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Sampling parameters of a request. `extra` holds further body fields as (name, JSON text) pairs."""
+    """Sampling parameters of a request.
+
+    `n` choices are drawn for one prompt. `extra` holds further body fields as (name, JSON text) pairs, such as
+    ``("response_format", '{"type": "json_object"}')``.
+    """
 
     temperature: float = 0.7
     top_p: float = 0.95
@@ -64,6 +69,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     extra: tuple[tuple[str, str], ...] = ()
+    n: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +110,27 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """A further answer to the same prompt (`Sampling.n` > 1)."""
+
+    text: str
+    finish_reason: str = "stop"
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer. `finish_reason` is ``stop``, ``length`` or what the endpoint said; `usage` None = not reported."""
+    """One answer. `finish_reason` is ``stop``, ``length`` or what the endpoint said; `usage` None = not reported.
+
+    With `Sampling.n` > 1 the first choice is the answer and `others` holds the rest; `usage` covers all.
+    """
 
     text: str
     finish_reason: str = "stop"
     usage: Usage | None = None
     model: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
+    others: tuple[Choice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

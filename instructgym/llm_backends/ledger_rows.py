@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from instructgym import errors
 from instructgym.errors import BackendError, RunFolderError
-from instructgym.types import Completion, Request, TokenLogprob, Usage
+from instructgym.types import Choice, Completion, Request, TokenLogprob, Usage
 
 __all__ = [
     "AttemptRow",
@@ -45,19 +45,22 @@ def request_key(request: Request) -> tuple[bytes, str]:
     It holds role, model, messages, sampling parameters, prompt version and sample; not the stage.
     """
     sampling = request.sampling
+    parameters = [
+        sampling.temperature,
+        sampling.top_p,
+        sampling.max_tokens,
+        sampling.stop,
+        sampling.top_logprobs,
+        sorted(sampling.extra),
+    ]
+    if sampling.n != 1:
+        parameters.append(sampling.n)
     text, data = _dump(
         [
             request.role,
             request.model,
             [[message.role, message.content] for message in request.messages],
-            [
-                sampling.temperature,
-                sampling.top_p,
-                sampling.max_tokens,
-                sampling.stop,
-                sampling.top_logprobs,
-                sorted(sampling.extra),
-            ],
+            parameters,
             request.prompt_version,
             request.sample,
         ]
@@ -75,8 +78,22 @@ def completion_to_json(completion: Completion) -> str:
     if completion.usage is not None:
         value["usage"] = [completion.usage.prompt_tokens, completion.usage.completion_tokens]
     if completion.logprobs:
-        value["logprobs"] = [[item.token, item.logprob, item.top] for item in completion.logprobs]
+        value["logprobs"] = _logprob_rows(completion.logprobs)
+    if completion.others:
+        value["others"] = [
+            [choice.text, choice.finish_reason, _logprob_rows(choice.logprobs)] for choice in completion.others
+        ]
     return _dump(value)[0]
+
+
+def _logprob_rows(logprobs: Sequence[TokenLogprob]) -> list[list[object]]:
+    return [[item.token, item.logprob, item.top] for item in logprobs]
+
+
+def _logprobs(rows: Sequence[Any]) -> tuple[TokenLogprob, ...]:
+    return tuple(
+        TokenLogprob(token, logprob, tuple((other, value) for other, value in top)) for token, logprob, top in rows
+    )
 
 
 def completion_from_json(text: str) -> Completion:
@@ -88,9 +105,9 @@ def completion_from_json(text: str) -> Completion:
         finish_reason=value["finish_reason"],
         usage=None if usage is None else Usage(*usage),
         model=value["model"],
-        logprobs=tuple(
-            TokenLogprob(token, logprob, tuple((other, value) for other, value in top))
-            for token, logprob, top in value.get("logprobs", ())
+        logprobs=_logprobs(value.get("logprobs", ())),
+        others=tuple(
+            Choice(other, finish_reason, _logprobs(rows)) for other, finish_reason, rows in value.get("others", ())
         ),
     )
 

@@ -73,8 +73,7 @@ def tokens_at_most(request: Request) -> TokenBound:
     sampling = request.sampling
     if sampling.max_tokens is None:
         return TokenBound(prompt, None)
-    n = next((int(value) for name, value in sampling.extra if name == "n"), 1)
-    return TokenBound(prompt, n * sampling.max_tokens)
+    return TokenBound(prompt, sampling.n * sampling.max_tokens)
 
 
 def charged_tokens(request: Request, status: str, usage: Usage | None) -> Usage:

@@ -102,7 +102,7 @@ async def test_what_was_spent_before_counts():
 
 
 def test_bound_counts_bytes_and_n():
-    request = ask("héllo", sampling=Sampling(max_tokens=100, extra=(("n", "3"),)))
+    request = ask("héllo", sampling=Sampling(max_tokens=100, n=3))
     assert tokens_at_most(request).total == 16 + 8 + 6 + 300
     assert charged_tokens(request, "ok", Usage(1, 2)) == Usage(1, 2)
 

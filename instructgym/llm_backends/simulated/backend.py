@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 
 from instructgym.llm_backends.prompting import fenced_blocks
 from instructgym.llm_backends.seeding import request_seed
@@ -11,7 +12,7 @@ from instructgym.llm_backends.simulated.draws import Draws
 from instructgym.llm_backends.simulated.expert import rewrite
 from instructgym.llm_backends.simulated.respond import respond
 from instructgym.llm_backends.simulated.reviewer import equality
-from instructgym.types import Completion, Message, Request, Sampling, Usage
+from instructgym.types import Choice, Completion, Message, Request, Sampling, Usage
 
 __all__ = ["SIMULATOR_VERSION", "SimulatedBackend"]
 
@@ -33,13 +34,22 @@ class SimulatedBackend:
         self.run_seed = run_seed
 
     async def complete(self, request: Request) -> Completion:
-        return self.answer(request.messages, request.sampling, request_seed(self.run_seed, request.sample))
+        seed = request_seed(self.run_seed, request.sample)
+        first = self.answer(request.messages, request.sampling, seed)
+        if request.sampling.n == 1:
+            return first
+        rest = [self.answer(request.messages, request.sampling, seed + i) for i in range(1, request.sampling.n)]
+        return replace(
+            first,
+            usage=sum((Usage(0, one.usage.completion_tokens) for one in rest if one.usage), first.usage or Usage()),
+            others=tuple(Choice(one.text, one.finish_reason) for one in rest),
+        )
 
     async def aclose(self) -> None:
         """Nothing is open."""
 
     def answer(self, messages: tuple[Message, ...], sampling: Sampling, seed: int) -> Completion:
-        """The answer to `messages` under a request seed (ignored at temperature 0)."""
+        """One answer to `messages` under a request seed (ignored at temperature 0); `sampling.n` is the caller's."""
         system = next((message.content for message in messages if message.role == "system"), "")
         user = next((message.content for message in reversed(messages) if message.role == "user"), "")
         draws = Draws(self._key(messages, seed if sampling.temperature > 0 else 0))
