@@ -95,19 +95,25 @@ class RewardScaler:
         """Forget the running returns: the envs were reset."""
         self.returns = None
 
-    def __call__(
-        self, rewards: NDArray[np.float32], done: NDArray[np.bool_], valid: NDArray[np.bool_]
-    ) -> NDArray[np.float32]:  # each (T, N) -> (T, N)
-        """Take a rollout in, then scale it."""
+    def __call__(self, rewards: NDArray[np.float32]) -> NDArray[np.float32]:  # any shape
+        return (rewards / np.sqrt(self.moments.var + self.eps)).astype(np.float32)
+
+    def update(
+        self,
+        rewards: NDArray[np.float32],
+        done: NDArray[np.bool_],
+        valid: NDArray[np.bool_],
+        present: NDArray[np.bool_],
+    ) -> None:  # each (T, N)
+        """Take a rollout in. Where `present` is False there was no step: the env's return waits for its next one."""
         returns = np.zeros(rewards.shape[1]) if self.returns is None else self.returns
         seen = np.empty(rewards.shape, np.float64)
         for t, reward in enumerate(rewards):
-            returns = returns * self.gamma + reward
+            returns = np.where(present[t], returns * self.gamma + reward, returns)
             seen[t] = returns
             returns = np.where(done[t], 0.0, returns)
         self.returns = returns
         self.moments.update(seen[valid])
-        return (rewards / np.sqrt(self.moments.var + self.eps)).astype(np.float32)
 
     def state_dict(self) -> dict[str, Any]:
         return self.moments.state_dict()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,22 @@ __all__ = ["Rollout", "action_masks", "gae", "require_same_step", "valid_rows"]
 
 @dataclass
 class Rollout:
-    """T steps of N envs, filled in place by who collects it.
+    """M transitions of N envs in the order in which they came, filled in place by who collects it.
 
-    `obs` are flat, as the network saw them. `next_values` are the values of the true successors (of the final
-    observation where an episode ended, never of the reset that followed). `infos` holds the vector env's infos step
-    by step, if someone wants them.
+    Envs may have brought different numbers of transitions; those of one env are in the order of its steps, none left
+    out. `obs` are flat, as the network saw them when it chose; `log_probs` are of the policy that chose. `next_values`
+    are the values of the true successors (of the final observation where an episode ended, never of the reset that
+    followed). `learned` is False where a transition is not to be learned from: not `valid`, or too stale.
+    `infos` holds the vector env's infos batch by batch, if someone wants them.
     """
 
-    obs: NDArray[np.float32]  # (T, N, D)
-    masks: NDArray[np.bool_]  # (T, N, A)
-    actions: NDArray[np.int64]  # (T, N), like all that follow
+    num_envs: int
+    rows: NDArray[np.int64]  # (M,): the env
+    times: NDArray[np.int64]  # (M,): how many transitions of the env are before it in this rollout
+    obs: NDArray[np.float32]  # (M, D)
+    raw_obs: NDArray[np.float32]  # (M, D), before normalisation
+    masks: NDArray[np.bool_]  # (M, A)
+    actions: NDArray[np.int64]  # (M,), like all that follow
     log_probs: NDArray[np.float32]
     values: NDArray[np.float32]
     rewards: NDArray[np.float32]
@@ -33,38 +39,52 @@ class Rollout:
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     valid: NDArray[np.bool_]
+    staleness: NDArray[np.int64]  # updates between choice and arrival
+    learned: NDArray[np.bool_]
     infos: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def empty(cls, steps: int, envs: int, obs_dim: int, actions: int) -> Rollout:
-        shape = (steps, envs)
+    def empty(cls, size: int, num_envs: int, obs_dim: int, actions: int) -> Rollout:
         return cls(
-            obs=np.zeros((*shape, obs_dim), np.float32),
-            masks=np.ones((*shape, actions), bool),
-            actions=np.zeros(shape, np.int64),
-            log_probs=np.zeros(shape, np.float32),
-            values=np.zeros(shape, np.float32),
-            rewards=np.zeros(shape, np.float32),
-            next_values=np.zeros(shape, np.float32),
-            terminated=np.zeros(shape, bool),
-            truncated=np.zeros(shape, bool),
-            valid=np.ones(shape, bool),
+            num_envs=num_envs,
+            rows=np.zeros(size, np.int64),
+            times=np.zeros(size, np.int64),
+            obs=np.zeros((size, obs_dim), np.float32),
+            raw_obs=np.zeros((size, obs_dim), np.float32),
+            masks=np.ones((size, actions), bool),
+            actions=np.zeros(size, np.int64),
+            log_probs=np.zeros(size, np.float32),
+            values=np.zeros(size, np.float32),
+            rewards=np.zeros(size, np.float32),
+            next_values=np.zeros(size, np.float32),
+            terminated=np.zeros(size, bool),
+            truncated=np.zeros(size, bool),
+            valid=np.ones(size, bool),
+            staleness=np.zeros(size, np.int64),
+            learned=np.ones(size, bool),
         )
 
     def __len__(self) -> int:
-        return int(self.rewards.size)
+        return len(self.rows)
 
-    def advantages(self, gamma: float, gae_lambda: float) -> NDArray[np.float32]:  # (T, N)
-        return gae(
-            self.rewards,
-            self.values,
-            self.next_values,
-            self.terminated,
-            self.truncated,
-            self.valid,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-        )
+    def first(self, size: int) -> Rollout:
+        """The first `size` transitions, as views."""
+        arrays: dict[str, Any] = {
+            name: value[:size] for name, value in vars(self).items() if isinstance(value, np.ndarray)
+        }
+        return replace(self, **arrays)
+
+    def grid(self, column: NDArray[Any]) -> NDArray[Any]:  # (M, ...) -> (T, N, ...)
+        """A column by (time, env); T is the largest number of transitions of an env, and 0 or False fills the rest."""
+        grid = np.zeros((int(self.times.max()) + 1, self.num_envs, *column.shape[1:]), column.dtype)
+        grid[self.times, self.rows] = column
+        return grid
+
+    def advantages(self, gamma: float, gae_lambda: float) -> NDArray[np.float32]:  # (M,)
+        """`gae` of each env's transitions on their own; 0 for those that are not learned from."""
+        columns = (self.rewards, self.values, self.next_values, self.terminated, self.truncated, self.learned)
+        grids = [self.grid(column) for column in columns]
+        return gae(*grids, gamma=gamma, gae_lambda=gae_lambda)[self.times, self.rows]
 
 
 def gae(
@@ -107,6 +127,8 @@ def require_same_step(vector_env: Any) -> None:
 def action_masks(infos: dict[str, Any], envs: int, actions: int) -> NDArray[np.bool_] | None:
     """``infos["action_mask"]`` as bool (N, A), or None where every action of every row is legal.
 
+    A batch of some rows only (of `recv`) names them in ``infos["env_id"]``.
+
     Raises `UsageError` for another shape, and for a row without a legal action.
     """
     given = infos.get("action_mask")
@@ -122,6 +144,7 @@ def action_masks(infos: dict[str, Any], envs: int, actions: int) -> NDArray[np.b
         masks = masks | ~np.asarray(present, bool)[:, None]
     if not masks.any(axis=1).all():
         row = int(np.argmin(masks.any(axis=1)))
+        row = infos["env_id"][row] if "env_id" in infos else row
         raise UsageError(f"info['action_mask'] of env {row} allows no action; expected at least one.")
     return None if masks.all() else masks
 

@@ -15,7 +15,11 @@ __all__ = ["WatchedVectorEnv"]
 
 
 class WatchedVectorEnv(InstructionEvolutionVectorEnv):
-    """Raises what `counting` calls fatal at the step that met it, and collects the transitions of a rollout."""
+    """Raises what `counting` calls fatal at the step that met it, and collects the transitions of a rollout.
+
+    Steps are counted to the rollout in which they are received. One that is in flight over `end_rollout` belongs to the
+    next, and is scored by the memory that the reward has when its score is asked for.
+    """
 
     def __init__(self, num_envs: int, config: EnvConfig, counting: CountingBackend, reward: Reward) -> None:
         super().__init__(num_envs, config)
@@ -34,12 +38,21 @@ class WatchedVectorEnv(InstructionEvolutionVectorEnv):
         self._watch(rows)
         return batch
 
+    def recv(self, min_ready: int = 1) -> Batch:
+        batch = super().recv(min_ready)
+        self._watch(batch[-1]["env_id"])
+        return batch
+
     def end_rollout(self) -> None:
         """Commit what the rollout brought to the reward's memory, in (env, step) order."""
         if self._remembers:
-            self._reward.commit([transition for row in self._rollout for transition in row])
+            # On the loop, where steps in flight are scored: none of them sees a memory that is half written.
+            self._running().call(self._commit, [transition for row in self._rollout for transition in row])
         for row in self._rollout:
             row.clear()
+
+    async def _commit(self, transitions: Sequence[Transition]) -> None:
+        self._reward.commit(transitions)
 
     def _watch(self, rows: Sequence[int]) -> None:
         if self._counting.fatal is not None:

@@ -29,5 +29,21 @@ def test_rewards_are_divided_by_the_deviation_of_the_discounted_return():
     done = np.array([[False, True], [False, False], [False, False]])
     valid = np.array([[True, True], [True, True], [False, True]])
     returns = [1.0, 3.5, 2.0, 4.0, 8.0]  # gamma 0.5; the invalid row's is left out
-    scaled = RewardScaler(0.5)(rewards, done, valid)
-    assert scaled == pytest.approx(rewards / np.std(returns), rel=1e-5)
+    scaler = RewardScaler(0.5)
+    scaler.update(rewards, done, valid, np.ones((3, 2), bool))
+    assert scaler(rewards) == pytest.approx(rewards / np.std(returns), rel=1e-5)
+
+
+def test_the_discounted_return_of_an_env_waits_where_it_brought_no_step():
+    def column(*values):
+        return np.array(values, np.float32)[:, None]
+
+    def moments(*rollouts):
+        scaler = RewardScaler(0.5)
+        for rewards, present in rollouts:
+            scaler.update(
+                column(*rewards), column(*[False] * len(rewards)) > 0, column(*present) > 0, column(*present) > 0
+            )
+        return scaler.moments.mean, scaler.moments.var
+
+    assert moments(([1, 2, 0, 0], [1, 1, 0, 0]), ([3], [1])) == moments(([1, 2], [1, 1]), ([3], [1]))

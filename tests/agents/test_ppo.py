@@ -1,9 +1,10 @@
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
 
 from instructgym.agents import PPO, PPOConfig, evaluate, row_rng
-from instructgym.agents.rollout import Rollout
 from instructgym.errors import BackendError, ConfigError, UsageError
 
 from .toy_envs import Horizon, Identity, Masked, Mixed, Scripted, vector
@@ -94,14 +95,15 @@ def test_acting_row_by_row_equals_what_the_rollout_drew():
         ppo.learn(env, 64, on_rollout_end=lambda rollout: (rollouts.append(rollout), stop()))
     rollout = rollouts[0]
     for t in range(8):  # the length of an episode; episodes are counted from 1
+        now = rollout.times == t
         decision = ppo.act(
-            rollout.obs[t].argmax(axis=1),
-            action_mask=rollout.masks[t],
-            rng=[row_rng(5, env_index, 1, t) for env_index in range(4)],
+            rollout.obs[now].argmax(axis=1),
+            action_mask=rollout.masks[now],
+            rng=[row_rng(5, env_index, 1, t) for env_index in rollout.rows[now].tolist()],
         )
-        assert decision.actions.tolist() == rollout.actions[t].tolist()
-        assert decision.log_prob == pytest.approx(rollout.log_probs[t], abs=1e-6)
-        assert decision.value == pytest.approx(rollout.values[t], abs=1e-6)
+        assert decision.actions.tolist() == rollout.actions[now].tolist()
+        assert decision.log_prob == pytest.approx(rollout.log_probs[now], abs=1e-6)
+        assert decision.value == pytest.approx(rollout.values[now], abs=1e-6)
 
 
 def stop():
@@ -126,14 +128,15 @@ def test_the_rollout_holds_the_values_of_what_truly_followed():
     states = [(row, step, resets) for row in range(3) for step in range(4) for resets in range(2)]
     ppo_values = dict(zip(states, fresh.network.values(np.array(states, np.float32)), strict=True))
     # row 0 is truncated at its second step: the final observation is (0, 2, 0), not the reset (0, 0, 1)
-    assert rollout.next_values[:, 0] == pytest.approx(
+    next_values, valid = rollout.grid(rollout.next_values), rollout.grid(rollout.valid)
+    assert next_values[:, 0] == pytest.approx(
         [value(0, 1, 0), value(0, 2, 0), value(0, 1, 1), value(0, 2, 1)], abs=1e-6
     )
-    assert rollout.terminated[:, 1].tolist() == [False, True, False, False]
+    assert rollout.grid(rollout.terminated)[:, 1].tolist() == [False, True, False, False]
     # row 2's call fails in the state (2, 1, 0): the row before bootstraps from that state's value
-    assert rollout.valid[:, 2].tolist() == [True, False, True, True]
-    assert rollout.next_values[0, 2] == pytest.approx(value(2, 1, 0), abs=1e-6)
-    assert rollout.masks[:, 0].tolist() == [[1, 1, 0], [1, 1, 1], [1, 1, 0], [1, 1, 1]]
+    assert valid[:, 2].tolist() == [True, False, True, True]
+    assert next_values[0, 2] == pytest.approx(value(2, 1, 0), abs=1e-6)
+    assert rollout.grid(rollout.masks)[:, 0].tolist() == [[1, 1, 0], [1, 1, 1], [1, 1, 0], [1, 1, 1]]
     assert len(rollout.infos) == 4
     assert history[0]["rollout/valid"] == pytest.approx(11 / 12)
     # the episode that the failed call cut is not reported: 1 + 2 by rows 0 and 1
@@ -145,27 +148,24 @@ def test_what_an_invalid_row_holds_does_not_reach_the_weights():
 
     def updated(change):
         learner = PPO(ppo.obs_space, ppo.action_space, ppo.config)
-        copy = Rollout(**{name: np.array(getattr(rollout, name)) for name in ROLLOUT_ARRAYS})
+        copy = deepcopy(rollout)
         change(copy)
         learner.update(copy)
         return learner.state_dict()
 
     def spoil(copy):
+        failed = np.flatnonzero(~copy.valid)
+        assert (copy.rows[failed].tolist(), copy.times[failed].tolist()) == ([1], [1])
         for array in (copy.obs, copy.rewards, copy.log_probs, copy.next_values):
-            array[1, 1] = 77.0
-        copy.actions[1, 1] = 2 - copy.actions[1, 1]
+            array[failed] = 77.0
+        copy.actions[failed] = 2 - copy.actions[failed]
 
     def spoil_a_valid_one(copy):
-        copy.rewards[0, 0] = 77.0
+        copy.rewards[0] = 77.0
 
     untouched = updated(lambda copy: None)
     assert same(updated(spoil), untouched)
     assert not same(updated(spoil_a_valid_one), untouched)
-
-
-ROLLOUT_ARRAYS = (
-    "obs", "masks", "actions", "log_probs", "values", "rewards", "next_values", "terminated", "truncated", "valid",
-)  # fmt: skip
 
 
 def test_a_rollout_of_failures_only_stops_learning_and_keeps_the_weights():
@@ -251,6 +251,13 @@ def test_metrics_have_the_names_of_stable_baselines3():
         ({"net_arch": (64, 0)}, "ppo: net_arch = (64, 0); expected sizes of at least 1."),
         ({"normalize_obs": -5.0}, "ppo: normalize_obs = -5.0; expected false, true or a clip above 0."),
         ({"target_kl": 0}, "ppo: target_kl = 0; expected a number above 0, or none."),
+        ({"collect": "threads"}, "ppo: collect = 'threads'; expected 'sync' or 'async'."),
+        ({"min_ready": 4}, "ppo: min_ready = 4; expected none, since collect = 'sync' waits for all envs."),
+        (
+            {"collect": "async", "min_ready": 0},
+            "ppo: min_ready = 0; expected a whole number of at least 1, or none.",
+        ),
+        ({"max_staleness": -1}, "ppo: max_staleness = -1; expected a whole number of at least 0."),
     ],
 )
 def test_config_refuses_what_makes_no_sense(options, message):

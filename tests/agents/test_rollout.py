@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from instructgym.agents.rollout import action_masks, gae, require_same_step, valid_rows
+from instructgym.agents.rollout import Rollout, action_masks, gae, require_same_step, valid_rows
 from instructgym.errors import UsageError
 
 from .toy_envs import Identity, Masked, Scripted, vector
@@ -70,6 +70,22 @@ def test_gae_equals_the_sum_written_out(seed):
     assert gae(*args, gamma=0.97, gae_lambda=0.9) == pytest.approx(naive(*args, 0.97, 0.9), abs=1e-5)
 
 
+def test_advantages_are_of_each_env_on_its_own_however_the_transitions_came():
+    rng = np.random.default_rng(0)
+    rows = rng.choice(3, 50, p=[0.7, 0.25, 0.05])
+    rollout = Rollout.empty(60, 4, obs_dim=1, actions=2).first(50)
+    rollout.rows[:] = rows
+    rollout.times[:] = [np.sum(rows[:place] == row) for place, row in enumerate(rows)]
+    rollout.rewards[:], rollout.values[:], rollout.next_values[:] = rng.normal(size=(3, 50))
+    rollout.terminated[:], rollout.learned[:] = rng.random(50) < 0.2, rng.random(50) < 0.8
+    got = rollout.advantages(0.9, 0.8)
+    names = ("rewards", "values", "next_values", "terminated", "truncated", "learned")
+    for row in range(3):
+        own = rows == row
+        alone = gae(*(getattr(rollout, name)[own][:, None] for name in names), gamma=0.9, gae_lambda=0.8)
+        assert got[own].tolist() == alone[:, 0].tolist()
+
+
 def test_masks_are_read_as_gymnasium_batches_them():
     env = vector(lambda: Masked(3), 4)
     obs, infos = env.reset(seed=0)
@@ -85,6 +101,9 @@ def test_a_row_without_a_legal_action_is_an_error():
     with pytest.raises(UsageError) as error:
         action_masks({"action_mask": np.array([[1, 0], [0, 0]])}, 2, 2)
     assert str(error.value) == "info['action_mask'] of env 1 allows no action; expected at least one."
+    with pytest.raises(UsageError) as error:
+        action_masks({"action_mask": np.array([[1, 0], [0, 0]]), "env_id": np.array([3, 7])}, 2, 2)
+    assert str(error.value) == "info['action_mask'] of env 7 allows no action; expected at least one."
     with pytest.raises(UsageError) as error:
         action_masks({"action_mask": np.ones((2, 5))}, 2, 3)
     assert str(error.value) == "info['action_mask'] of shape (2, 5); expected (2, 3)."

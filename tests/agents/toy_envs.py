@@ -88,6 +88,66 @@ class Horizon(gymnasium.Env[Any, Any]):
         return obs
 
 
+class SendRecv(SyncVectorEnv):
+    """With send, recv and cancel: each step takes ``latency(row, n)`` on a clock of its own, n steps sent before it.
+
+    Nothing here depends on time, so what is collected repeats itself. `log` holds (what, rows) of each call.
+    """
+
+    def __init__(
+        self, make: Callable[[], gymnasium.Env[Any, Any]], envs: int, latency: Callable[[int, int], float]
+    ) -> None:
+        super().__init__([make] * envs, autoreset_mode=SAME_STEP)
+        self.latency = latency
+        self.now = 0.0
+        self.sent = 0
+        self.flights: dict[int, tuple[float, Any]] = {}
+        self.log: list[tuple[str, list[int]]] = []
+
+    def reset(self, **options: Any) -> Any:
+        self.flights.clear()
+        self.log.append(("reset", list(range(self.num_envs))))
+        return super().reset(**options)
+
+    def send(self, actions: Any, rows: Sequence[int]) -> None:
+        self.log.append(("send", list(rows)))
+        for row, action in zip(rows, actions, strict=True):
+            assert row not in self.flights, f"row {row} was sent twice"
+            self.flights[row] = (self.now + self.latency(row, self.sent), action)
+            self.sent += 1
+
+    def recv(self, min_ready: int) -> Any:
+        assert 1 <= min_ready <= len(self.flights)
+        self.now = max(self.now, sorted(at for at, _ in self.flights.values())[min_ready - 1])
+        rows = sorted(row for row, (at, _) in self.flights.items() if at <= self.now)
+        self.log.append(("recv", rows))
+        infos: dict[str, Any] = {}
+        obs, rewards = [], np.zeros(len(rows))
+        terminated, truncated = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
+        for place, row in enumerate(rows):
+            env = self.envs[row]
+            seen, rewards[place], terminated[place], truncated[place], info = env.step(self.flights.pop(row)[1])
+            if terminated[place] or truncated[place]:
+                infos = self._add_info(infos, {"final_obs": seen, "final_info": info}, row)
+                seen, info = env.reset()
+            infos = self._add_info(infos, info, row)
+            obs.append(seen)
+        return np.stack(obs), rewards, terminated, truncated, {**_of_rows(infos, rows), "env_id": np.array(rows)}
+
+    def cancel(self) -> None:
+        self.log.append(("cancel", sorted(self.flights)))
+        self.flights.clear()
+
+
+def _of_rows(infos: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    return {name: _of_rows(value, rows) if isinstance(value, dict) else value[rows] for name, value in infos.items()}
+
+
+def heavy_tailed(seed: int) -> Callable[[int, int], float]:
+    """Lognormal latencies with sigma 1, as those of LLMs."""
+    return lambda row, n: float(np.exp(np.random.default_rng([seed, row, n]).normal()))
+
+
 class Mixed(Identity):
     """`Identity` behind a Dict observation of every kind that can be flattened."""
 

@@ -272,6 +272,61 @@ def test_an_error_in_one_row_moves_no_row(env_options, closing):
         assert_same(env.step(np.array(actions)), other.step(np.array(actions)))
 
 
+def test_an_error_in_one_row_in_flight_is_that_rows_alone(env_options, closing):
+    def reward(transition):
+        return float("nan") if transition.operation == "deepen" else 1.0
+
+    options = env_options({"deepen": Completion("Explain it.")}, reward=reward, elimination=())
+    env, other = (closing(InstructionEvolutionVectorEnv(3, **options)) for _ in range(2))
+    env.reset(seed=0)
+    other.reset(seed=0)
+    env.send(np.array([0, 1, 2]))
+    with pytest.raises(RewardError, match="expected one float a transition"):
+        env.recv(min_ready=3)
+    *_, infos = env.recv(min_ready=2)
+    assert infos["env_id"].tolist() == [0, 2]
+    env.send(np.array([3]), [1])
+    assert env.recv()[-1]["env_id"].tolist() == [1]
+    other.step(np.array([0, 3, 2]))
+    assert_same(env.step(np.array([0, 0, 0])), other.step(np.array([0, 0, 0])))
+
+
+def test_cancelled_steps_are_as_if_they_had_not_been_sent_and_their_calls_are_not_paid_again(seeds, closing):
+    asked, all_asked, answers = [], asyncio.Event(), asyncio.Event()
+
+    class Slow:
+        name = "slow"
+
+        async def complete(self, request):
+            asked.append(request)
+            if len(asked) == 2:
+                all_asked.set()
+            await answers.wait()
+            return Completion("Explain it well.")
+
+        async def aclose(self):
+            pass
+
+    env = closing(
+        InstructionEvolutionVectorEnv(2, expert=Slow(), seeds=seeds, reward=lambda transition: 1.0, elimination=())
+    )
+    env.reset(seed=0)
+    before = env.states
+    env.cancel()  # nothing is in flight
+    env.send(np.array([0, 1]))
+
+    env._session.call(all_asked.wait)
+    env.cancel()
+    assert env.states == before
+
+    async def answer():
+        answers.set()
+
+    env._session.call(answer)
+    assert env.step(np.array([0, 1]))[-1]["valid"].all()
+    assert len(asked) == 2
+
+
 def test_render_gives_one_text_a_row(vector):
     env = vector(2, render_mode="ansi")
     env.reset(options={"seed_id": "sky"})
