@@ -1,27 +1,34 @@
-"""`ledger stats|show|export`: what was asked and answered."""
+"""`ledger stats|show|export|import|prune`: what was asked and answered."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from instructgym.cli.faults import say
 from instructgym.cli.tables import print_table, print_text
-from instructgym.errors import RunFolderError
+from instructgym.errors import ConfigError, RunFolderError
 
 if TYPE_CHECKING:
     from instructgym.llm_backends.ledger_rows import LedgerRow, Tally
     from instructgym.llm_backends.ledger_store import SqliteStore
+    from instructgym.llm_backends.ledger_transfer import Imported
+    from instructgym.types import Choice, Completion
 
 __all__ = ["register"]
 
-group = typer.Typer(help="Look at the calls of a run.", no_args_is_help=True)
+group = typer.Typer(help="Look at the calls of a run, publish them, take in those of others.", no_args_is_help=True)
 
 LedgerArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or a ledger file.")]
 RoleOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only calls of this role (expert, reviewer).")]
-StageOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only calls of this stage.")]
+StageOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only calls that this stage asked first.")]
+ModelOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only calls to this model.")]
+SHOWN_CONFLICTS = 5
+SHOWN_TOKENS = 200
 
 
 @group.command()
@@ -29,11 +36,8 @@ def stats(folder: LedgerArgument) -> None:
     """Count calls, failures, attempts and tokens by role, stage and model."""
     from instructgym.llm_backends.ledger_rows import Tally
 
-    store = _open(folder)
-    try:
+    with closing(_open(folder)) as store:
         tallies = sorted(store.tallies().items())
-    finally:
-        store.close()
     total = Tally()
     for _, tally in tallies:
         total.add(tally)
@@ -51,25 +55,23 @@ def show(
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many calls.")] = 20,
 ) -> None:
     """List calls, or show one whole: the messages that were sent and the answer."""
-    found = 0
-    listed = []
-    for row in _rows(folder, role, stage):
-        if not row.key.startswith(key.lower()):
-            continue
-        found += 1
-        if found > limit:
-            continue
-        if key:
-            _print_call(row)
-        else:
-            sample = ",".join(str(part) for part in _request(row)["sample"])
-            listed.append((row.key[:10], row.role, row.stage, sample, _one_line(_answer(row))))
-    if key and not found:
+    from itertools import islice
+
+    from instructgym.llm_backends.ledger_selection import Selection
+
+    selection = Selection(key=key.lower(), role=role, stage=stage)
+    with closing(_open(folder)) as store:
+        found = store.count(selection)
+        rows = list(islice(store.rows(selection), limit))
+    if key and not rows:
         raise RunFolderError(
             f"{folder}: no call has a key that starts with '{key}'; `instructgym ledger show` lists them."
         )
-    if not key:
-        print_table(("key", "role", "stage", "sample", "answer"), listed, left=5)
+    if key:
+        for row in rows:
+            _print_call(row)
+    else:
+        print_table(("key", "role", "stage", "sample", "answer"), map(_listed, rows), left=5)
     if found > limit:
         say(f"{found - limit} more; --limit shows them.")
 
@@ -77,81 +79,163 @@ def show(
 @group.command()
 def export(
     folder: LedgerArgument,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to; else stdout.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to, gzipped if it ends in .gz; else stdout.")
+    ] = None,
     role: RoleOption = None,
     stage: StageOption = None,
 ) -> None:
-    """Write every call as a JSON line: key, role, stage, model, request, and the answer or the failure."""
-    import json
+    """Write every call as a JSON line: key, role, stage, model, request, and the answer or the failure.
+
+    That is all that `import` and the replay backend need; what was paid stays in the ledger.
+    """
     import sys
 
-    stream = sys.stdout if out is None else out.open("w", encoding="utf-8", errors="surrogatepass")
-    count = 0
-    try:
-        for row in _rows(folder, role, stage):
-            stream.write(json.dumps(_as_json(row), ensure_ascii=out is None) + "\n")
-            count += 1
-    finally:
+    from instructgym.llm_backends.ledger_lines import to_line, write_lines
+    from instructgym.llm_backends.ledger_selection import Selection
+
+    with closing(_open(folder)) as store:
+        rows = store.rows(Selection(role=role, stage=stage))
         if out is not None:
-            stream.close()
-    if out is not None:
-        say(f"wrote {count} calls to {out}")
+            say(f"wrote {write_lines(out, rows)} calls to {out}")
+            return
+        for row in rows:
+            sys.stdout.buffer.write(to_line(row))
+        sys.stdout.buffer.flush()
+
+
+@group.command("import")
+def import_(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A run's folder, or a ledger file; made if it is not there.")
+    ],
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="What export wrote, a ledger file, or a run's folder.")
+    ],
+) -> None:
+    """Take in the calls that a ledger lacks, so that a run there finds them answered.
+
+    All of them or, on any error, none. No answer is overwritten; a failure gives way to an answer. What is taken in
+    counts as answers and not as attempts, and is charged to no budget. Each key is computed anew from its request.
+    """
+    from instructgym.llm_backends.ledger_transfer import import_calls
+
+    with _held(folder) as ledger:
+        results = import_calls(ledger, sources)
+    for source, result in zip(sources, results, strict=True):
+        _say_imported(folder, source, result)
+
+
+@group.command()
+def prune(
+    folder: LedgerArgument,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Only calls that failed for good; they are asked again.")
+    ] = False,
+    role: RoleOption = None,
+    stage: StageOption = None,
+    model: ModelOption = None,
+    prompt_version: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only calls with this version of a prompt (rewrite/1).")
+    ] = None,
+    key: Annotated[str, typer.Option(metavar="KEY", help="Only calls whose key starts like this.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
+) -> None:
+    """Drop calls from a ledger and shrink its file: those for which all that you give holds.
+
+    What is asked again is paid again. What was paid stays counted: attempts, tokens and budgets do not change.
+    """
+    from instructgym.llm_backends.ledger_selection import Selection
+    from instructgym.llm_backends.ledger_transfer import prune as drop
+
+    selection = Selection(key.lower(), role, stage, model, prompt_version, failed)
+    if selection.everything:
+        raise ConfigError(
+            "nothing says what to drop; "
+            "give at least one of --failed, --role, --stage, --model, --prompt-version and --key"
+        )
+    if dry_run:
+        pruned = drop(_ledger(folder), selection, dry_run=True)
+    else:
+        _open(folder).close()  # or the folder would be made
+        with _held(folder) as ledger:
+            pruned = drop(ledger, selection)
+    answers = sum(tally.calls for tally in pruned.dropped.values())
+    failures = sum(tally.failed for tally in pruned.dropped.values())
+    if not pruned.dropped:
+        say("no call fits; nothing is dropped")
+        return
+    rows = [(*at, tally.calls, tally.failed) for at, tally in sorted(pruned.dropped.items())]
+    print_table(("role", "stage", "model", "answers", "failed"), [*rows, ("total", "", "", answers, failures)], left=3)
+    if dry_run:
+        say(f"{answers + failures} calls would be dropped")
+    else:
+        say(
+            f"dropped {answers + failures} calls; the file went from {_size(pruned.bytes_before)} to "
+            f"{_size(pruned.bytes_after)}"
+        )
 
 
 def register(app: typer.Typer) -> None:
     app.add_typer(group, name="ledger")
 
 
+def _ledger(folder: Path) -> Path:
+    from instructgym.llm_backends.ledger_file import ledger_path
+
+    return ledger_path(folder)
+
+
 def _open(folder: Path) -> SqliteStore:
     from instructgym.llm_backends.ledger_store import SqliteStore
 
-    return SqliteStore(folder / "ledger.sqlite" if folder.is_dir() else folder, read_only=True)
+    return SqliteStore(_ledger(folder), read_only=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[Path]:
+    """The ledger of `folder`, which no run may use meanwhile; a run's folder is locked, and made if need be."""
+    from instructgym.llm_backends.ledger_file import LEDGER_NAME
+    from instructgym.train.run_folder import RunFolder
+
+    is_file = folder.is_file() or (not folder.exists() and folder.suffix != "")
+    is_runs = not (folder / LEDGER_NAME).exists() or (folder / "run.json").exists() or (folder / ".lock").exists()
+    if is_file:
+        yield folder
+    elif is_runs:
+        with RunFolder.hold(folder):
+            yield folder / LEDGER_NAME
+    else:  # a ledger that was copied without its run
+        yield folder / LEDGER_NAME
 
 
 def _counts(tally: Tally) -> tuple[int, ...]:
     return tally.calls, tally.failed, tally.attempts, tally.prompt_tokens, tally.completion_tokens
 
 
-def _rows(folder: Path, role: str | None, stage: str | None) -> Any:
-    store = _open(folder)
-    try:
-        for row in store.rows():
-            if role in (None, row.role) and stage in (None, row.stage):
-                yield row
-    finally:
-        store.close()
+def _say_imported(folder: Path, source: Path, result: Imported) -> None:
+    parts = [f"{result.new} new", f"{result.known} known"]
+    if result.replaced:
+        parts.append(f"{result.replaced} in place of a failure")
+    if result.conflicting:
+        parts.append(f"{len(result.conflicting)} with another answer than ours, which is kept")
+    say(f"{source}: {', '.join(parts)}")
+    for key in result.conflicting[:SHOWN_CONFLICTS]:
+        say(f"  kept: instructgym ledger show {folder} {key[:10]}")
+    if len(result.conflicting) > SHOWN_CONFLICTS:
+        say(f"  and {len(result.conflicting) - SHOWN_CONFLICTS} more")
 
 
-def _request(row: LedgerRow) -> dict[str, Any]:
-    _, _, messages, sampling, prompt_version, sample = row.request
-    names = ("temperature", "top_p", "max_tokens", "stop", "top_logprobs", "extra")
-    return {
-        "messages": [{"role": role, "content": content} for role, content in messages],
-        "sampling": dict(zip(names, sampling, strict=True)),
-        "prompt_version": prompt_version,
-        "sample": sample,
-    }
+def _size(number: int) -> str:
+    return f"{number / 2**20:.1f} MiB"
 
 
-def _as_json(row: LedgerRow) -> dict[str, Any]:
-    import json
+def _sample(row: LedgerRow) -> str:
+    return ",".join(str(part) for part in row.request.sample)
 
-    from instructgym.llm_backends.ledger_rows import Failure, completion_to_json
 
-    outcome = row.outcome
-    result: dict[str, Any]
-    if isinstance(outcome, Failure):
-        result = {"failure": {"error": outcome.error, "message": outcome.message, "status": outcome.status}}
-    else:
-        result = {"completion": json.loads(completion_to_json(outcome))}
-    return {
-        "key": row.key,
-        "role": row.role,
-        "stage": row.stage,
-        "model": row.model,
-        "request": _request(row),
-        **result,
-    }
+def _listed(row: LedgerRow) -> tuple[str, ...]:
+    return row.key[:10], row.request.role, row.request.stage, _sample(row), _one_line(_answer(row))
 
 
 def _answer(row: LedgerRow) -> str:
@@ -167,10 +251,37 @@ def _one_line(text: str, width: int = 80) -> str:
 
 
 def _print_call(row: LedgerRow) -> None:
-    request = _request(row)
-    print_text(f"{row.key}  {row.role}  {row.stage}  {row.model}  sample {request['sample']}", style="bold")
-    for message in request["messages"]:
-        print_text(f"{message['role']}:", style="dim", indent=2)
-        print_text(message["content"], indent=4)
-    print_text("answer:", style="dim", indent=2)
-    print_text(_answer(row), indent=4)
+    from instructgym.llm_backends.ledger_lines import sampling_to_value
+    from instructgym.llm_backends.ledger_rows import Failure
+
+    request = row.request
+    print_text(f"{row.key}  {request.role}  {request.stage}  {request.model}  sample {_sample(row)}", style="bold")
+    asked = {**sampling_to_value(request), "prompt": request.prompt_version}
+    parameters = [f"{name} {value}" for name, value in asked.items() if value not in (None, ())]
+    print_text(", ".join(parameters), style="dim", indent=2)
+    for message in request.messages:
+        print_text(f"{message.role}:", style="dim", indent=2)
+        print_text(message.content, indent=4)
+    if isinstance(row.outcome, Failure):
+        print_text("answer:", style="dim", indent=2)
+        print_text(_answer(row), indent=4)
+        return
+    choices: tuple[Completion | Choice, ...] = (row.outcome, *row.outcome.others)
+    for number, choice in enumerate(choices, start=1):
+        which = "" if len(choices) == 1 else f" {number} of {len(choices)}"
+        ending = "" if choice.finish_reason == "stop" else f" ({choice.finish_reason})"
+        print_text(f"answer{which}{ending}:", style="dim", indent=2)
+        print_text(choice.text, indent=4)
+        if choice.logprobs:
+            _print_logprobs(choice)
+
+
+def _print_logprobs(choice: Completion | Choice) -> None:
+    tokens = choice.logprobs
+    total = sum(token.logprob for token in tokens)
+    print_text(f"log-probabilities: {total:.4f} in all, {len(tokens)} tokens", style="dim", indent=2)
+    for token in tokens[:SHOWN_TOKENS]:
+        others = ", ".join(f"{other!r} {logprob:.4f}" for other, logprob in token.top if other != token.token)
+        print_text(f"{token.token!r} {token.logprob:.4f}{f'  ({others})' if others else ''}", indent=4)
+    if len(tokens) > SHOWN_TOKENS:
+        print_text(f"and {len(tokens) - SHOWN_TOKENS} more; `ledger export` has them all", indent=4)

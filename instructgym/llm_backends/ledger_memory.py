@@ -13,6 +13,7 @@ from instructgym.llm_backends.ledger_rows import (
     LedgerRow,
     Tally,
     TallyKey,
+    request_from_canonical,
 )
 from instructgym.types import Completion
 
@@ -57,7 +58,7 @@ class MemoryStore:
 
     def rows(self) -> Iterator[LedgerRow]:
         for call in list(self._calls.values()):
-            yield LedgerRow(call.key.hex(), call.role, call.stage, call.model, json.loads(call.request), call.outcome)
+            yield LedgerRow(call.key.hex(), request_from_canonical(json.loads(call.request), call.stage), call.outcome)
 
     def close(self) -> None:
         """Nothing is open; what was answered stays."""

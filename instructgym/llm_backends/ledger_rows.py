@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from instructgym import errors
 from instructgym.errors import BackendError, RunFolderError
-from instructgym.types import Choice, Completion, Request, TokenLogprob, Usage
+from instructgym.types import Choice, Completion, Message, Request, Sampling, TokenLogprob, Usage
 
 __all__ = [
     "AttemptRow",
@@ -21,7 +21,10 @@ __all__ = [
     "Tally",
     "TallyKey",
     "completion_from_json",
+    "completion_from_value",
     "completion_to_json",
+    "completion_to_value",
+    "request_from_canonical",
     "request_key",
 ]
 
@@ -68,8 +71,36 @@ def request_key(request: Request) -> tuple[bytes, str]:
     return hashlib.blake2b(data, digest_size=16).digest(), text
 
 
+def request_from_canonical(canonical: Sequence[Any], stage: str) -> Request:
+    """The request whose canonical JSON, decoded, this is: the inverse of `request_key`."""
+    role, model, messages, parameters, prompt_version, sample = canonical
+    temperature, top_p, max_tokens, stop, top_logprobs, extra, *n = parameters
+    return Request(
+        role=role,
+        model=model,
+        messages=tuple(Message(who, content) for who, content in messages),
+        sampling=Sampling(
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            stop=tuple(stop),
+            top_logprobs=top_logprobs,
+            extra=tuple((name, text) for name, text in extra),
+            n=n[0] if n else 1,
+        ),
+        prompt_version=prompt_version,
+        sample=tuple(sample),
+        stage=stage,
+    )
+
+
 def completion_to_json(completion: Completion) -> str:
     """The completion as the ledger stores it."""
+    return _dump(completion_to_value(completion))[0]
+
+
+def completion_to_value(completion: Completion) -> dict[str, object]:
+    """The completion as a JSON object; what is missing or empty is left out."""
     value: dict[str, object] = {
         "text": completion.text,
         "finish_reason": completion.finish_reason,
@@ -83,7 +114,7 @@ def completion_to_json(completion: Completion) -> str:
         value["others"] = [
             [choice.text, choice.finish_reason, _logprob_rows(choice.logprobs)] for choice in completion.others
         ]
-    return _dump(value)[0]
+    return value
 
 
 def _logprob_rows(logprobs: Sequence[TokenLogprob]) -> list[list[object]]:
@@ -98,7 +129,11 @@ def _logprobs(rows: Sequence[Any]) -> tuple[TokenLogprob, ...]:
 
 def completion_from_json(text: str) -> Completion:
     """The inverse of `completion_to_json`."""
-    value = json.loads(text)
+    return completion_from_value(json.loads(text))
+
+
+def completion_from_value(value: Mapping[str, Any]) -> Completion:
+    """The inverse of `completion_to_value`."""
     usage = value.get("usage")
     return Completion(
         text=value["text"],
@@ -201,13 +236,10 @@ TallyKey = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """A call as `Store.rows` yields it, for people and for export. `request` is the canonical JSON, decoded."""
+    """A call as `Store.rows` yields it, for people and for export."""
 
     key: str
-    role: str
-    stage: str
-    model: str
-    request: list[Any]
+    request: Request
     outcome: Completion | Failure
 
 

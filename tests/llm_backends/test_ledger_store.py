@@ -13,15 +13,17 @@ from pathlib import Path
 import pytest
 
 from instructgym.errors import RunFolderError, UsageError
-from instructgym.llm_backends.ledger_rows import AttemptRow, CallRow
+from instructgym.llm_backends.ledger_rows import AttemptRow, CallRow, request_key
+from instructgym.llm_backends.ledger_selection import Selection
 from instructgym.llm_backends.ledger_store import SqliteStore
 from instructgym.types import Usage
 
-from .fakes import answer
+from .fakes import answer, ask
 
 
 def call(i: int, text: str = "hi") -> CallRow:
-    return CallRow(i.to_bytes(16, "big"), "expert", "evolve", "m", "[]", answer(text))
+    key, canonical = request_key(ask(model="m", sample=(i,)))
+    return CallRow(key, "expert", "evolve", "m", canonical, answer(text))
 
 
 def test_file_and_its_companions_are_the_owners_alone(tmp_path: Path):
@@ -158,7 +160,7 @@ def test_full_disk_is_an_error_and_not_a_hang(tmp_path: Path):
     assert done.stdout.startswith(f"the ledger {tmp_path / 'ledger.sqlite'} could not write: ")
     assert "disk" in done.stdout
     store = SqliteStore(tmp_path / "ledger.sqlite")  # what was committed is there
-    assert store.tallies()["r", "s", "m"].calls == sum(1 for _ in store.rows()) > 0
+    assert store.tallies()["r", "s", "m"].calls == store.count(Selection()) > 0
     store.close()
 
 
@@ -257,6 +259,91 @@ def test_killed_run_pays_for_no_committed_call_twice(tmp_path: Path):
     assert kills >= 5
     assert (paid_twice, ok_calls, len(set(bill))) == (0, calls, calls)
     assert len(bill) - calls <= kills * concurrency
+
+
+DIES_ONCE = """
+    import asyncio, os, sys
+    from pathlib import Path
+    from instructgym.llm_backends import ledger_store, open_stack
+    from instructgym.types import Completion, Message, Request, Sampling
+
+    folder, moment = Path(sys.argv[1]), sys.argv[2]
+
+    class Paid:
+        name = "paid"
+
+        async def complete(self, request):
+            with (folder / "bill").open("a") as bill:
+                bill.write("paid ")
+            return Completion("answer")
+
+        async def aclose(self): ...
+
+    def die(*_):
+        os.kill(os.getpid(), 9)
+
+    if moment == "received":  # the writer has the answer, and nothing of it is committed
+        ledger_store.insert = die
+    if moment == "inserted":  # the rows are in, the transaction is open
+        insert = ledger_store.insert
+        ledger_store.insert = lambda *batch: (insert(*batch), die())
+    if moment == "committed":  # and nobody was told
+        ledger_store._settle = die
+
+    async def main():
+        stack = open_stack(Paid(), ledger_path=folder / "ledger.sqlite")
+        request = Request("expert", "m", (Message("user", "x"),), Sampling(), "v/1")
+        text = (await stack.backend.complete(request)).text
+        (folder / "used").write_text(text)
+        await stack.aclose()
+
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("moment", "bills"), [("received", 2), ("inserted", 2), ("committed", 1)])
+def test_an_answer_is_paid_again_only_if_it_was_not_committed(tmp_path: Path, moment: str, bills: int):
+    command = [sys.executable, "-c", textwrap.dedent(DIES_ONCE), str(tmp_path)]
+    assert subprocess.run([*command, moment], timeout=30, check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "used").exists()
+    subprocess.run([*command, "never"], timeout=30, check=True)
+    assert (tmp_path / "used").read_text() == "answer"
+    assert (tmp_path / "bill").read_text() == "paid " * bills
+    store = SqliteStore(tmp_path / "ledger.sqlite", read_only=True)
+    assert store.tallies()["expert", "", "m"].attempts == store.tallies()["expert", "", "m"].calls == 1
+    store.close()
+
+
+async def test_reading_all_rows_does_not_hold_back_the_log(tmp_path: Path):
+    store = SqliteStore(tmp_path / "ledger.sqlite")
+    await asyncio.gather(*(store.put(call(i), ()) for i in range(2000)))
+    log = tmp_path / "ledger.sqlite-wal"
+    rows = store.rows()
+    next(rows)  # somebody has begun to read, and takes his time
+    for start in range(2000, 12_000, 500):
+        await asyncio.gather(*(store.put(call(i), ()) for i in range(start, start + 500)))
+    assert log.stat().st_size < 6 * 2**20  # SQLite begins anew after 4 MiB
+    assert sum(1 for _ in rows) == 11_999
+    store.close()
+
+
+async def test_a_log_that_a_long_read_has_grown_is_cut_afterwards(tmp_path: Path):
+    store = SqliteStore(tmp_path / "ledger.sqlite")
+    await store.put(call(0), ())
+    log = tmp_path / "ledger.sqlite-wal"
+    reader = sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM calls").fetchone()
+    for i in range(1, 6):
+        await store.put(call(i, "x" * 5_000_000), ())
+    grown = log.stat().st_size
+    reader.execute("ROLLBACK")
+    reader.close()
+    for i in range(6, 9):
+        await store.put(call(i), ())
+    assert grown > 20 * 2**20
+    assert log.stat().st_size <= 16 * 2**20
+    store.close()
 
 
 def test_attempts_without_usage_are_stored_as_unknown(tmp_path: Path):

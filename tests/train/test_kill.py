@@ -18,12 +18,15 @@ import pytest
 
 from instructgym.llm_backends.server import ServerBehaviour, SimulatedServer
 from instructgym.llm_backends.simulated import SimulatedBackend
+from instructgym.train.pipeline import ALL
 
 from .conftest import SMALL, write_seeds
 from .test_pipeline import contents
 
 KILLS = 10
+MANY_KILLS = 50
 CONCURRENCY = 4
+MANY_CONCURRENCY = 16
 
 # Real processes, each forked from a server process that has imported what takes seconds: the moments then fall into
 # the run, and not into the import of torch.
@@ -61,14 +64,14 @@ class Said:
         self.path.write_text(f"after {stage}")
 
 
-def program(out: Path, overrides: list[str], said: Path) -> None:
+def program(out: Path, overrides: list[str], said: Path, stages: tuple[str, ...]) -> None:
     """What the killed process runs."""
     from instructgym.train.config_text import load_config
     from instructgym.train.pipeline import run
 
     os.environ["OPENAI_API_KEY"] = "none"
     try:
-        code = run(load_config("quickstart", overrides), out, progress=Said(said)).exit_code
+        code = run(load_config("quickstart", overrides), out, stages=stages, progress=Said(said)).exit_code
     except KeyboardInterrupt:
         code = 130
     raise SystemExit(code)
@@ -93,16 +96,16 @@ def overrides_for(tmp_path: Path, server: SimulatedServer) -> list[str]:
     ]
 
 
-def start(out: Path, overrides: list[str]) -> ForkServerProcess:
-    process = PROCESSES.Process(target=program, args=(out, overrides, out.with_suffix(".said")))
+def start(out: Path, overrides: list[str], stages: tuple[str, ...] = ALL) -> ForkServerProcess:
+    process = PROCESSES.Process(target=program, args=(out, overrides, out.with_suffix(".said"), stages))
     process.start()
     return process
 
 
-def run_to_the_end(out: Path, overrides: list[str]) -> float:
+def run_to_the_end(out: Path, overrides: list[str], stages: tuple[str, ...] = ALL) -> float:
     """Returns the seconds it took."""
     begun = time.monotonic()
-    process = start(out, overrides)
+    process = start(out, overrides, stages)
     process.join()
     assert process.exitcode == 0
     return time.monotonic() - begun
@@ -174,6 +177,42 @@ def _kill_and_finish(
     repeats = server.stats()["requests"] - before - undisturbed
     assert 0 <= repeats <= len(hit) * 2 * CONCURRENCY, hit
     return hit
+
+
+@pytest.mark.slow
+def test_fifty_sigkills_during_one_evolution_pay_for_nothing_twice(tmp_path: Path, server: SimulatedServer) -> None:
+    overrides = [
+        *overrides_for(tmp_path, server),
+        "evolve.policy=random",
+        "evolve.chains_per_seed=20",
+        f"limits.concurrency={MANY_CONCURRENCY}",
+    ]
+    run_to_the_end(tmp_path / "whole", overrides, ("evolve",))
+    undisturbed, twice = paid_calls(tmp_path / "whole")
+    assert (undisturbed > 8 * MANY_KILLS, twice) == (True, 0)
+
+    # A server of its own counts what this run has sent; it answers alike.
+    out = tmp_path / "killed"
+    with SimulatedServer(SimulatedBackend(), ServerBehaviour(latency_s=0.02)).in_thread() as own:
+        overrides = [*overrides, f"llm.base_url={own.base_url}"]
+        for moment in sorted(random.Random(4).sample(range(1, undisturbed - MANY_CONCURRENCY), MANY_KILLS)):
+            # By the share of the work that is done, for a restart has less to wait for than the first start; and never
+            # before it has sent something itself.
+            moment = max(moment, own.stats()["distinct_bodies"] + 1)
+            process = start(out, overrides, ("evolve",))
+            while own.stats()["distinct_bodies"] < moment:
+                assert process.exitcode is None
+                time.sleep(0.001)
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        run_to_the_end(out, overrides, ("evolve",))
+        requests = own.stats()["requests"]
+
+    assert paid_calls(out) == (undisturbed, 0)
+    assert contents(out) == contents(tmp_path / "whole")
+    lost = requests - undisturbed  # sent, and not committed when the process was killed
+    assert 0 <= lost <= MANY_KILLS * MANY_CONCURRENCY
 
 
 @pytest.mark.slow
