@@ -43,9 +43,14 @@ class Report:
     def row(
         self, case: str, value: float | str | None, unit: str, target: str | None = None, holds: bool | None = None
     ) -> None:
-        """Add a row. Raises ValueError for a verdict without a target, or a target without a verdict."""
+        """Add a row. Raises ValueError for a verdict without a target, or a target without a verdict.
+
+        The quick form judges nothing: its samples are too small.
+        """
         if (target is None) != (holds is None):
             raise ValueError(f"row '{case}' has target {target!r} and holds {holds!r}; give both or neither.")
+        if self.quick:
+            target = holds = None
         if isinstance(value, float):
             value = float(f"{value:.6g}")
         # bool() because a comparison of numpy numbers is no JSON value
@@ -73,7 +78,12 @@ class Report:
                 print("  ".join("-" * width for width in widths))
         judged = [row for row in self.rows if row["holds"] is not None]
         seconds = time.perf_counter() - self._started
-        print(f"{len(judged) - self.missed} of {len(judged)} targets hold; {seconds:.1f} s")
+        verdict = (
+            "no targets in the quick form"
+            if self.quick
+            else f"{len(judged) - self.missed} of {len(judged)} targets hold"
+        )
+        print(f"{verdict}; {seconds:.1f} s")
         if json_path is not None:
             path = Path(json_path)
             path.parent.mkdir(parents=True, exist_ok=True)

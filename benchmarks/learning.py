@@ -247,7 +247,7 @@ def main() -> None:
     unseen = tuple(seed for seed in seeds if seed.topic in UNSEEN_TOPICS)
     agents, steps, samples = arguments.agents, arguments.steps, 6
     if arguments.quick:
-        held_out, unseen, agents, steps, samples = held_out[::4], unseen[::6], 1, min(steps, 4_096), 2
+        held_out, unseen, agents, steps, samples = held_out[::6], unseen[::9], 1, min(steps, 2_048), 2
     report = Report(
         "learning",
         arguments.quick,

@@ -29,9 +29,14 @@ class Decision:
 
 
 class Agent:
-    """Chooses operations. `act` never blocks; an agent that asks an LLM overrides `aact`, which every runner awaits."""
+    """Chooses operations. `act` never blocks; an agent that asks an LLM overrides `aact`, which every runner awaits.
+
+    An agent whose choices hang on no observation says so (`observes`), and a runner may then pass (N, 0) arrays: making
+    an observation costs an embedding.
+    """
 
     name: str = "agent"
+    observes: bool = True
 
     def act(
         self,

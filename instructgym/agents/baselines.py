@@ -19,6 +19,7 @@ class RandomAgent(Agent):
     """Uniform over the legal actions. It has no mode, so `deterministic` changes nothing."""
 
     name = "random"
+    observes = False
 
     def act(
         self,
@@ -42,6 +43,7 @@ class SequenceAgent(Agent):
     """
 
     name = "sequence"
+    observes = False
 
     def __init__(self, actions: Sequence[int]) -> None:
         if not actions or any(int(action) != action or action < 0 for action in actions):
@@ -82,6 +84,7 @@ class RoundRobinAgent(Agent):
     """Action (step mod A) at each step of the episode, or the next legal one after it in the circle."""
 
     name = "round_robin"
+    observes = False
 
     def act(
         self,

@@ -17,7 +17,8 @@ __all__ = ["register"]
 BACKENDS = {
     "simulated": "a seeded stand-in for expert and reviewer that works on the text alone; no key, no model, no network",
     "openai": "any OpenAI-compatible endpoint: set llm.base_url and llm.model; the key comes from the environment",
-    "replay": "answers from the ledger of an earlier run (llm.replay_path); what it does not hold is an error",
+    "transformers": "a model in this process, by name or folder: set llm.model; vLLM and the like are endpoints",
+    "replay": "answers from an earlier run's ledger or its export (llm.replay_path); a miss is an error",
 }
 
 

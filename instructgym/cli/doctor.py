@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from instructgym.cli.options import BaseUrlOption, ModelOption
+from instructgym.cli.options import ModelOption
 from instructgym.cli.tables import print_table
 
 __all__ = ["register"]
@@ -17,7 +17,7 @@ NEEDED_MB = 200
 
 
 def doctor(
-    base_url: BaseUrlOption = None,
+    base_url: Annotated[str | None, typer.Option(metavar="URL", help="An OpenAI-compatible endpoint.")] = None,
     model: ModelOption = None,
     encoder: Annotated[str, typer.Option(metavar="NAME", help="The encoder to look for.")] = "auto",
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where runs would be written.")] = Path("runs"),

@@ -17,7 +17,9 @@ __all__ = [
     "BackendName",
     "BackendOption",
     "BaseUrlOption",
+    "ConcurrencyOption",
     "ConfigArgument",
+    "DryRunOption",
     "FolderArgument",
     "FormatOption",
     "InstructionFieldOption",
@@ -40,6 +42,7 @@ class BackendName(StrEnum):
 
     simulated = "simulated"
     openai = "openai"
+    transformers = "transformers"
     replay = "replay"
 
 
@@ -65,9 +68,22 @@ InstructionFieldOption = Annotated[
 ]
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Go on without broken records; they go to a file.")]
 LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="Take the first N seeds.")]
-BackendOption = Annotated[BackendName | None, typer.Option(metavar="simulated|openai|replay", help="Who answers.")]
-BaseUrlOption = Annotated[str | None, typer.Option(metavar="URL", help="An OpenAI-compatible endpoint.")]
-ModelOption = Annotated[str | None, typer.Option(metavar="NAME", help="The model to ask there.")]
+BackendOption = Annotated[
+    BackendName | None, typer.Option(metavar="|".join(name.value for name in BackendName), help="Who answers.")
+]
+BaseUrlOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="URL", help="An OpenAI-compatible endpoint; several, if more than one serves the model."),
+]
+ModelOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The model to ask there; with transformers a name or a folder.")
+]
+ConcurrencyOption = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="At most so many calls in flight; else it finds itself.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Estimate calls, tokens and cost; ask and write nothing.")
+]
 SeedLicenseOption = Annotated[str | None, typer.Option(metavar="NAME", help="Licence of the seeds, for the card.")]
 ActionSetOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="An action set, or FILE.py:NAME for your own.")
@@ -97,8 +113,9 @@ def resolve(
     skip_bad: bool = False,
     limit: int | None = None,
     backend: BackendName | None = None,
-    base_url: str | None = None,
+    base_url: list[str] | None = None,
     model: str | None = None,
+    concurrency: int | None = None,
     seed_license: str | None = None,
     action_set: str | None = None,
     more: dict[str, Any] | None = None,
@@ -116,8 +133,10 @@ def resolve(
         "seeds.limit": limit,
         "seeds.license": seed_license,
         "llm.backend": backend.value if backend else None,
-        "llm.base_url": base_url,
+        "llm.base_url": base_url[0] if base_url else None,
+        "llm.base_urls": base_url if base_url and len(base_url) > 1 else None,
         "llm.model": model,
+        "limits.concurrency": concurrency,
         "env.action_set": action_set,
         **(more or {}),
     }

@@ -37,9 +37,11 @@ def open_progress() -> RunProgress:
 
 
 class LineProgress:
-    """One line for each finished stage: nothing that fills a log file."""
+    """A line for each finished stage, and one every `every_s` seconds while it goes on: nothing that fills a log."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_s: float = 60.0) -> None:
+        self._every_s = every_s
+        self._said_at = 0.0
         self._started_at: dict[str, float] = {}
         self._total: dict[str, int | None] = {}
         self._done: dict[str, tuple[int, str]] = {}
@@ -57,12 +59,17 @@ class LineProgress:
         say(text)
 
     def started(self, stage: str, total: int | None) -> None:
-        self._started_at[stage] = time.monotonic()
+        self._started_at[stage] = self._said_at = time.monotonic()
         self._total[stage] = total
         self._done[stage] = (0, "")
 
     def advance(self, stage: str, done: int, note: str = "") -> None:
         self._done[stage] = (done, note)
+        now = time.monotonic()
+        if now - self._said_at >= self._every_s:
+            self._said_at = now
+            left = _left(now - self._started_at[stage], done, self._total[stage])
+            say(_joined(f"{stage}: {self._count(stage)}", note, left))
 
     def finished(self, stage: str, *, skipped: bool = False, note: str = "") -> None:
         began = self._started_at.pop(stage, None)
@@ -119,8 +126,10 @@ class TerminalProgress:
 
     def advance(self, stage: str, done: int, note: str = "") -> None:
         seconds = time.monotonic() - self._began[stage]
+        total = next((known.total for known in self._bars.tasks if known.id == self._tasks[stage]), None)
         rate = f"{done / seconds:,.0f}/s" if seconds > 0.5 else ""
-        self._bars.update(self._tasks[stage], completed=done, rate=rate)
+        left = _left(seconds, done, None if total is None else int(total))
+        self._bars.update(self._tasks[stage], completed=done, rate=_joined(rate, left))
         if note:
             self._bars.update(self._tasks[stage], note=note)
 
@@ -140,5 +149,16 @@ class TerminalProgress:
         self._bars.stop_task(task)
 
 
-def _joined(text: str, note: str) -> str:
-    return f"{text}, {note}" if note else text
+def _left(seconds: float, done: int, total: int | None) -> str:
+    """How long it will still take at the speed so far; nothing where that cannot be said."""
+    if not done or total is None or done >= total or seconds < 0.5:
+        return ""
+    left = round(seconds / done * (total - done))
+    hours, minutes = left // 3600, left // 60 % 60
+    if hours:
+        return f"{hours} h {minutes} min left"
+    return f"{minutes} min left" if minutes else f"{left} s left"
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)

@@ -23,6 +23,9 @@ def serve(
     fault_rate: Annotated[
         float, typer.Option(metavar="F", min=0.0, max=1.0, help="Share of requests that meet a fault.")
     ] = 0.0,
+    fault: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Which faults: 429, 500, reset, hang, ...; else the usual.")
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="K", min=0, help="Decides answers, latencies and faults.")] = 0,
     model: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A model name it answers to.")] = None,
 ) -> None:
@@ -34,7 +37,7 @@ def serve(
     import asyncio
     import shlex
 
-    from instructgym.llm_backends.server import ServerBehaviour, SimulatedServer, serve_forever
+    from instructgym.llm_backends.server import FAULTS, ServerBehaviour, SimulatedServer, serve_forever
     from instructgym.llm_backends.simulated import SimulatedBackend
 
     names = tuple(model or ("simulated",))
@@ -44,6 +47,7 @@ def serve(
         capacity=capacity,
         retry_after_s=retry_after,
         fault_rate=fault_rate,
+        faults=tuple(fault or FAULTS),
         seed=seed,
         models=names,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +15,9 @@ from instructgym.cli.options import (
     ActionSetOption,
     BackendOption,
     BaseUrlOption,
+    ConcurrencyOption,
     ConfigArgument,
+    DryRunOption,
     FolderArgument,
     FormatOption,
     InstructionFieldOption,
@@ -60,7 +63,9 @@ def run(
     backend: BackendOption = None,
     base_url: BaseUrlOption = None,
     model: ModelOption = None,
+    concurrency: ConcurrencyOption = None,
     retry_failed: RetryFailedOption = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """The main job: train, evolve, respond, filter, export.
 
@@ -80,9 +85,10 @@ def run(
         backend=backend,
         base_url=base_url,
         model=model,
+        concurrency=concurrency,
         given=given,
     )
-    _run(resolved, out or _default_folder(config), ALL, retry_failed)
+    _run(resolved, out or _default_folder(config), ALL, retry_failed, dry_run)
 
 
 def train(
@@ -98,7 +104,9 @@ def train(
     backend: BackendOption = None,
     base_url: BaseUrlOption = None,
     model: ModelOption = None,
+    concurrency: ConcurrencyOption = None,
     retry_failed: RetryFailedOption = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Train an instructor.
 
@@ -115,9 +123,10 @@ def train(
         backend=backend,
         base_url=base_url,
         model=model,
+        concurrency=concurrency,
         given=given,
     )
-    _run(resolved, out or _default_folder(config), ("train",), retry_failed)
+    _run(resolved, out or _default_folder(config), ("train",), retry_failed, dry_run)
 
 
 def evolve(
@@ -129,7 +138,6 @@ def evolve(
     seeds: SeedsOption = None,
     out: OutOption = None,
     steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Rewrites a chain (env.horizon).")] = None,
-    concurrency: Annotated[int | None, typer.Option(metavar="N", min=1, help="Calls in flight.")] = None,
     reviewer: Annotated[
         ReviewerChoice, typer.Option(metavar="config|none", help="none: without its reward and its rule.")
     ] = ReviewerChoice.config,
@@ -142,7 +150,9 @@ def evolve(
     backend: BackendOption = None,
     base_url: BaseUrlOption = None,
     model: ModelOption = None,
+    concurrency: ConcurrencyOption = None,
     retry_failed: RetryFailedOption = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Evolve every seed with a policy.
 
@@ -152,7 +162,6 @@ def evolve(
     more = {
         "evolve.policy": None if policy is None else _policy(policy),
         "env.horizon": steps,
-        "limits.concurrency": concurrency,
     }
     if reviewer is ReviewerChoice.none:
         more |= _without_reviewer(config, given)
@@ -167,10 +176,11 @@ def evolve(
         backend=backend,
         base_url=base_url,
         model=model,
+        concurrency=concurrency,
         more=more,
         given=given,
     )
-    _run(resolved, out or _default_folder(config), ("evolve",), retry_failed)
+    _run(resolved, out or _default_folder(config), ("evolve",), retry_failed, dry_run)
 
 
 def respond(folder: FolderArgument, given: SetOption = None, retry_failed: RetryFailedOption = False) -> None:
@@ -252,11 +262,19 @@ def _continue(folder: Path, given: list[str] | None, stages: Sequence[str], retr
     _run(resolve(str(folder), given=given), folder, stages, retry_failed)
 
 
-def _run(config: Config, folder: Path, stages: Sequence[str], retry_failed: bool) -> None:
+def _run(config: Config, folder: Path, stages: Sequence[str], retry_failed: bool, dry_run: bool = False) -> None:
     """Run `stages`, show how it went, and end with the run's exit code."""
     from instructgym.cli.progress import open_progress
     from instructgym.train import pipeline
 
+    if dry_run:
+        from instructgym.cli.traffic import print_estimate
+
+        print_estimate(pipeline.dry_run(config, stages=stages or pipeline.ALL), config, folder)
+        return
+    # Thousands of small objects a second are the work here, not rubbish: the default thresholds would look through all
+    # that torch holds again and again, a tenth of a stage's time.
+    gc.set_threshold(50_000, 20, 50)
     with open_progress() as progress:
         result = pipeline.run(
             config, folder, stages=stages or pipeline.ALL, progress=progress, retry_failed=retry_failed
@@ -268,6 +286,7 @@ def _run(config: Config, folder: Path, stages: Sequence[str], retry_failed: bool
 
 def _conclude(result: RunResult, config: Config) -> None:
     from instructgym.cli.report import chosen_policies, print_policies
+    from instructgym.cli.traffic import print_traffic
 
     ran = {report.stage for report in result.stages}
     evaluation = result.summary.get("evaluation")
@@ -278,6 +297,7 @@ def _conclude(result: RunResult, config: Config) -> None:
             title="Policies at equal numbers of expert calls",
             simulated=bool(result.summary.get("simulated")),
         )
+    print_traffic(result.traffic)
     for name, note in _written(ran, result.summary).items():
         path = result.out / name
         if path.exists():

@@ -19,6 +19,7 @@ from instructgym.envs.seeds import as_instruction, load_seeds
 from instructgym.envs.spec import REVIEWER_SAMPLING, EnvConfig
 from instructgym.errors import ConfigError, SeedError
 from instructgym.llm_backends.base import LLM, LLMBackend
+from instructgym.llm_backends.by_role import ByRole
 from instructgym.llm_backends.ledger import Ledger
 from instructgym.llm_backends.portal import Portal, acquire_portal
 from instructgym.llm_backends.stack import BackendStack, open_stack
@@ -28,7 +29,7 @@ from instructgym.rewards.composition import as_reward
 from instructgym.rewards.encoder_base import Encoder
 from instructgym.rewards.encoders import open_encoder
 from instructgym.rewards.registry import make_reward, requires
-from instructgym.types import Completion, Instruction, Request, Seed
+from instructgym.types import Instruction, Seed
 
 __all__ = ["Blueprint", "Session"]
 
@@ -181,7 +182,7 @@ class Session:
         backend: LLMBackend | None = None
         if transports:
             distinct = {id(transport) for transport in transports.values()}
-            transport = next(iter(transports.values())) if len(distinct) == 1 else _ByRole(transports)
+            transport = next(iter(transports.values())) if len(distinct) == 1 else ByRole(transports)
             if isinstance(transport, Ledger):
                 backend = transport
             else:
@@ -193,21 +194,6 @@ class Session:
         return _as_llm("expert", config.expert, backend, config), _as_llm("reviewer", reviewer, backend, config)
 
 
-class _ByRole:
-    """A transport for each role."""
-
-    def __init__(self, transports: Mapping[str, LLMBackend]) -> None:
-        self.name = " and ".join(transport.name for transport in transports.values())
-        self._transports = transports
-
-    async def complete(self, request: Request) -> Completion:
-        return await self._transports[request.role].complete(request)
-
-    async def aclose(self) -> None:
-        for transport in self._transports.values():
-            await transport.aclose()
-
-
 async def _transport(part: str | LLMBackend, config: EnvConfig) -> LLMBackend:
     if not isinstance(part, str):
         return part
@@ -215,15 +201,17 @@ async def _transport(part: str | LLMBackend, config: EnvConfig) -> LLMBackend:
         from instructgym.llm_backends.simulated import SimulatedBackend
 
         return SimulatedBackend(run_seed=config.run_seed)
+    from instructgym.llm_backends.endpoint_pool import EndpointPool
+    from instructgym.llm_backends.limits import Limits
     from instructgym.llm_backends.openai_compatible import OpenAICompatibleBackend
 
-    transport = OpenAICompatibleBackend(config.base_url, api_key_env=config.api_key_env, run_seed=config.run_seed)
+    endpoint = OpenAICompatibleBackend(config.base_url, api_key_env=config.api_key_env, run_seed=config.run_seed)
     try:
-        await transport.check()
+        await endpoint.check()
     except BaseException:
-        await transport.aclose()
+        await endpoint.aclose()
         raise
-    return transport
+    return EndpointPool([endpoint], Limits(concurrency=config.concurrency))
 
 
 def _as_llm(role: str, part: str | LLMBackend | LLM, backend: LLMBackend | None, config: EnvConfig) -> LLM:

@@ -48,6 +48,9 @@ def as_instruction(value: object, what: str) -> Instruction:
         raise SeedError(f"{what} is of type {type(value).__name__}; expected a str or an instructgym Instruction.")
     if not instruction.text.strip():
         raise SeedError(f"{what} is empty; expected the text of an instruction.")
+    for text in (instruction.text, instruction.input):
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise SeedError(f"{what} holds half of a surrogate pair, which is no character; expected text.")
     return instruction
 
 

@@ -57,6 +57,7 @@ class EnvConfig:
         draws_per_seed: how many different chains of expert samples there are; None: 2**31.
         expert, reviewer: ``simulated``, ``openai``, an `LLMBackend` or an `LLM`; reviewer None is the expert's model.
         base_url, model, api_key_env: for ``openai``; the key is read from that environment variable alone.
+        concurrency: at most so many calls to the endpoint at once; None: what it takes is found out (`AdaptiveLimit`).
         sampling: the expert's; the reviewer is asked greedily.
         encoder: ``hashing``, ``auto``, a sentence-transformers name or folder (see `open_encoder`), or an `Encoder`.
         ledger_path: a SQLite file that keeps every call; None keeps them in memory. One env a file.
@@ -79,6 +80,7 @@ class EnvConfig:
     base_url: str = "https://api.openai.com/v1"
     model: str = ""
     api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     encoder: str | Encoder = "hashing"
     ledger_path: str | Path | None = None
@@ -99,8 +101,9 @@ class EnvConfig:
         _at_least("horizon", self.horizon, 1)
         _at_least("observation_length", self.observation_length, 1)
         _at_least("run_seed", self.run_seed, 0)
-        if self.draws_per_seed is not None:
-            _at_least("draws_per_seed", self.draws_per_seed, 1)
+        for name in ("draws_per_seed", "concurrency"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
         if not (_is_number(self.penalty) and self.penalty >= 0):
             raise ConfigError(
                 f"penalty = {self.penalty!r}; expected a finite number of 0 or more: an eliminated rewrite earns its "

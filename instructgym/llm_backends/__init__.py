@@ -2,6 +2,7 @@
 
 from instructgym.llm_backends.base import LLM, LLMBackend
 from instructgym.llm_backends.budget import Budget
+from instructgym.llm_backends.endpoint_pool import EndpointPool, EndpointStats
 from instructgym.llm_backends.limits import Limits
 from instructgym.llm_backends.openai_compatible import OpenAICompatibleBackend
 from instructgym.llm_backends.portal import Portal, acquire_portal
@@ -14,6 +15,8 @@ __all__ = [
     "LLM",
     "BackendStack",
     "Budget",
+    "EndpointPool",
+    "EndpointStats",
     "LLMBackend",
     "Limits",
     "OpenAICompatibleBackend",

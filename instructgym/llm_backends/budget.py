@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from instructgym.errors import BackendError, BudgetExhausted, ConfigError
+from instructgym.errors import BackendError, BudgetExhausted, ConfigError, EndpointUnreachable
 from instructgym.llm_backends.base import LLMBackend
 from instructgym.llm_backends.clock import current_clock, waiting_for_leave
-from instructgym.llm_backends.pricing import DEFAULT_PRICES, Price, charged_tokens, tokens_at_most
+from instructgym.llm_backends.pricing import Price, charged_tokens, price_of, tokens_at_most
 from instructgym.llm_backends.retry import OK
 from instructgym.types import Completion, Request, Usage
 
@@ -25,7 +25,7 @@ class Budget:
     """What a run may spend; None = no limit. `roles` holds budgets of single roles within it.
 
     `max_calls` counts attempts, `max_tokens` prompt and completion together. A cost budget needs the price of every
-    model that is asked: `prices` is looked up first, then `DEFAULT_PRICES`.
+    model that is asked: `prices` says it (a simulated model costs nothing).
     """
 
     max_calls: int | None = None
@@ -55,11 +55,11 @@ class Budget:
 
     def price_of(self, model: str) -> Price:
         """The price of `model`'s tokens. Raises `ConfigError` if nobody said it."""
-        price = self.prices.get(model) or DEFAULT_PRICES.get(model)
+        price = price_of(model, self.prices)
         if price is None:
             raise ConfigError(
                 f"a cost budget is set and the price of model '{model}' is not known; "
-                f"set budget.prices.{model} to its US dollars a million prompt and completion tokens"
+                f'set budget.prices."{model}" to its US dollars a million prompt and completion tokens'
             )
         return price
 
@@ -81,6 +81,7 @@ class _Need(NamedTuple):
 
 
 _NOTHING = _Need(0, 0, 0)
+_ONE_CALL = _Need(1, 0, 0)
 
 
 class _Account:
@@ -99,8 +100,16 @@ class _Account:
         self.tokens += need.tokens - instead_of.tokens
         self.picodollars += need.picodollars - instead_of.picodollars
 
-    def refusal(self, need: _Need) -> str | None:
-        """Why `need` does not fit beside what is held; None if it does."""
+    def fits(self, need: _Need) -> bool:
+        """True if `need` fits beside what is held."""
+        return (
+            (self._max_calls is None or self.calls + need.calls <= self._max_calls)
+            and (self._max_tokens is None or self.tokens + need.tokens <= self._max_tokens)
+            and (self._max_picodollars is None or self.picodollars + need.picodollars <= self._max_picodollars)
+        )
+
+    def refusal(self, need: _Need) -> str:
+        """Why `need` does not fit."""
         if self._max_calls is not None and self.calls + need.calls > self._max_calls:
             return f"{self.name}: max_calls = {self._max_calls}, {self.calls} spent, the next attempt needs 1"
         if self._max_tokens is not None and self.tokens + need.tokens > self._max_tokens:
@@ -108,26 +117,28 @@ class _Account:
                 f"{self.name}: max_tokens = {self._max_tokens}, {self.tokens} spent, "
                 f"the next attempt may need {need.tokens}"
             )
-        if self._max_picodollars is not None and self.picodollars + need.picodollars > self._max_picodollars:
-            return (
-                f"{self.name}: max_cost_usd = {self._max_picodollars / _PICO:g}, "
-                f"{self.picodollars / _PICO:g} spent, the next attempt may need {need.picodollars / _PICO:g}"
-            )
-        return None
+        return (
+            f"{self.name}: max_cost_usd = {(self._max_picodollars or 0) / _PICO:g}, "
+            f"{self.picodollars / _PICO:g} spent, the next attempt may need {need.picodollars / _PICO:g}"
+        )
 
 
-@dataclass(slots=True)
-class _Waiter:
+class _Waiter(NamedTuple):
+    number: int
     need: _Need
-    accounts: tuple[_Account, ...]
     turn: asyncio.Future[None]
+
+
+_Accounts = tuple[_Account, ...]
 
 
 class Budgeted:
     """Lets an attempt through to `inner` once its reservation fits the run's budget and its role's.
 
     A reservation that does not fit waits as long as an attempt is in flight in the account that refuses it, for that
-    one may settle at less; `BudgetExhausted` is raised only when none is.
+    one may settle at less; `BudgetExhausted` is raised only when none is. Those that have the same accounts are let
+    through in order of arrival. An attempt that reached nobody (`EndpointUnreachable`) or that was cancelled while it
+    still waited below is none, and costs nothing.
     """
 
     def __init__(self, inner: LLMBackend, budget: Budget, *, spent: Iterable[Spent] = ()) -> None:
@@ -136,7 +147,8 @@ class Budgeted:
         self._budget = budget
         self._run = _Account("the run's budget", budget)
         self._roles = {role: _Account(f"the budget of role '{role}'", own) for role, own in budget.roles.items()}
-        self._waiters: deque[_Waiter] = deque()
+        self._waiting: dict[_Accounts, deque[_Waiter]] = {}
+        self._arrivals = 0
         self._counts_tokens = budget.counts_tokens
         self._counts_cost = budget.counts_cost
         self._unlimited = not budget.counts_tokens and budget.max_calls is None and not budget.roles
@@ -159,6 +171,9 @@ class Budgeted:
             completion = await self._inner.complete(request)
             settled = self._charge(request, OK, completion.usage)
             return completion
+        except EndpointUnreachable:
+            settled = _NOTHING
+            raise
         except BackendError as error:
             settled = self._charge(request, type(error).__name__, None)
             raise
@@ -170,7 +185,7 @@ class Budgeted:
         finally:
             self._settle(reserved, settled, accounts)
 
-    def _accounts(self, role: str) -> tuple[_Account, ...]:
+    def _accounts(self, role: str) -> _Accounts:
         own = self._roles.get(role)
         return (self._run,) if own is None else (self._run, own)
 
@@ -182,7 +197,7 @@ class Budgeted:
 
     def _reservation(self, request: Request) -> _Need:
         if not self._counts_tokens:
-            return _Need(1, 0, 0)
+            return _ONE_CALL
         bound = tokens_at_most(request)
         if bound.completion is None:
             raise ConfigError(
@@ -193,59 +208,62 @@ class Budgeted:
 
     def _charge(self, request: Request, status: str, usage: Usage | None) -> _Need:
         if not self._counts_tokens:
-            return _Need(1, 0, 0)
+            return _ONE_CALL
         return self._need(request.model, 1, charged_tokens(request, status, usage))
 
-    async def _reserve(self, need: _Need, accounts: tuple[_Account, ...]) -> None:
-        if _admit(need, accounts):
+    async def _reserve(self, need: _Need, accounts: _Accounts) -> None:
+        queue = self._waiting.setdefault(accounts, deque())
+        if not queue and _admit(need, accounts):
             return
-        waiter = _Waiter(need, accounts, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
+        self._arrivals += 1
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(_Waiter(self._arrivals, need, turn))
         with waiting_for_leave():
             try:
-                await waiter.turn
+                await turn
             except asyncio.CancelledError:
-                if waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
+                if not turn.cancelled() and turn.exception() is None:
                     self._settle(need, _NOTHING, accounts)  # granted together with the cancellation
+                else:
+                    self._serve_waiting()  # the others may have waited for this one alone
                 raise
 
-    def _settle(self, reserved: _Need, settled: _Need, accounts: tuple[_Account, ...]) -> None:
+    def _settle(self, reserved: _Need, settled: _Need, accounts: _Accounts) -> None:
         for account in accounts:
             account.in_flight -= 1
             account.hold(settled, instead_of=reserved)
-        if self._waiters:
-            self._serve_waiters()
+        self._serve_waiting()
 
-    def _serve_waiters(self) -> None:
+    def _serve_waiting(self) -> None:
         """Let through what fits now, in order of arrival, and refuse what nothing in flight can make fit."""
-        still_waiting: deque[_Waiter] = deque()
-        for waiter in self._waiters:
-            if waiter.turn.done():
-                continue
-            try:
-                admitted = _admit(waiter.need, waiter.accounts)
-            except BudgetExhausted as error:
-                waiter.turn.set_exception(error)
-                continue
-            if admitted:
-                waiter.turn.set_result(None)
-            else:
-                still_waiting.append(waiter)
-        self._waiters = still_waiting
+        queues = {accounts: queue for accounts, queue in self._waiting.items() if queue}
+        while queues:
+            accounts, queue = min(queues.items(), key=lambda item: item[1][0].number)
+            waiter = queue[0]
+            if not waiter.turn.done():
+                try:
+                    if not _admit(waiter.need, accounts):
+                        del queues[accounts]
+                        continue
+                    waiter.turn.set_result(None)
+                except BudgetExhausted as error:
+                    waiter.turn.set_exception(error)
+            queue.popleft()
+            if not queue:
+                del queues[accounts]
 
 
-def _admit(need: _Need, accounts: tuple[_Account, ...]) -> bool:
+def _admit(need: _Need, accounts: _Accounts) -> bool:
     """Hold `need` in all accounts and return True if it fits; False if it may fit later.
 
     Raises `BudgetExhausted` if an account refuses it in which nothing is in flight.
     """
     fits = True
     for account in accounts:
-        refusal = account.refusal(need)
-        if refusal is None:
+        if account.fits(need):
             continue
         if account.in_flight == 0:
-            raise BudgetExhausted(f"{refusal}; run again with a larger budget to go on")
+            raise BudgetExhausted(f"{account.refusal(need)}; run again with a larger budget to go on")
         fits = False
     if fits:
         for account in accounts:

@@ -2,151 +2,161 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from instructgym.errors import ConfigError
 from instructgym.llm_backends.base import LLMBackend
-from instructgym.llm_backends.clock import waiting_for_leave
 from instructgym.llm_backends.pricing import tokens_at_most
+from instructgym.llm_backends.waiting_line import Later, WaitingLine
 from instructgym.types import Completion, Request
 
-__all__ = ["Limited", "Limits", "Rate", "Slots"]
+__all__ = ["Limited", "Limits", "Rate", "Taken"]
 
 _WINDOW_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`concurrency` requests in flight; at most so many requests and tokens in any minute (None: no limit)."""
+    """`concurrency` requests in flight; at most so many requests and tokens in any minute (None: no limit).
 
-    concurrency: int = 32
+    With `adaptive` each endpoint has besides a limit that finds itself, at most `concurrency` and beginning there; if
+    False, `concurrency` is all that counts and has to be given.
+    """
+
+    concurrency: int | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    adaptive: bool = True
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "requests_per_minute", "tokens_per_minute"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"limits.{name} is {value}; expected a positive whole number, or none at all")
+        if not self.adaptive and self.concurrency is None:
+            raise ConfigError(
+                "limits.adaptive is false and there is no limits.concurrency; "
+                "say how many requests may be in flight, or leave the limit adaptive"
+            )
 
 
-class Slots:
-    """A first-come, first-served semaphore whose `capacity` may change while it is in use."""
+@dataclass(slots=True)
+class Taken:
+    """What was taken of a `Rate`, and when."""
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._waiters: deque[asyncio.Future[None]] = deque()
-        self.in_use = 0
-
-    @property
-    def capacity(self) -> int:
-        return self._capacity
-
-    @capacity.setter
-    def capacity(self, value: int) -> None:
-        self._capacity = max(1, value)
-        self._wake()
-
-    def try_acquire(self) -> bool:
-        """Take a slot if one is free and nobody waits for it."""
-        if self._waiters or self.in_use >= self._capacity:
-            return False
-        self.in_use += 1
-        return True
-
-    async def acquire(self) -> None:
-        """Wait for a slot, behind all who already wait."""
-        turn = asyncio.get_running_loop().create_future()
-        self._waiters.append(turn)
-        self._wake()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # the slot came together with the cancellation
-                self.release()
-            raise
-
-    def release(self) -> None:
-        self.in_use -= 1
-        self._wake()
-
-    def _wake(self) -> None:
-        while self._waiters and (self._waiters[0].done() or self.in_use < self._capacity):
-            turn = self._waiters.popleft()
-            if not turn.done():
-                self.in_use += 1
-                turn.set_result(None)
+    at_s: float
+    amount: int
 
 
 class Rate:
-    """At most `per_minute` units in any 60 seconds: a token bucket of one second's worth, in order of arrival.
+    """At most `per_minute` units in any 60 seconds, and evenly: a bucket of one second's worth, filled at that rate.
 
-    An amount larger than the bucket passes as soon as the bucket is full, and the bucket goes into debt.
+    An amount larger than the bucket passes when the bucket is full, which then goes into debt; one larger than a
+    minute's worth passes alone. What turns out unused stops to count.
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._burst = max(1.0, per_minute / _WINDOW_S)
-        # The burst is part of the minute's allowance, so that burst + refill never exceed it.
-        allowance = per_minute if self._burst == 1.0 else per_minute - self._burst
-        self._refill_per_s = allowance / _WINDOW_S
-        self._level = self._burst
+        self._per_minute = per_minute
+        self._per_s = per_minute / _WINDOW_S
+        self._bucket = max(1.0, self._per_s)
+        self._level = self._bucket
         self._clock = clock
-        self._at = clock()
+        self._level_at_s = clock()
+        self._minute: deque[Taken] = deque()  # the last, oldest first
+        self._in_minute = 0
 
-    def take(self, amount: float) -> float:
-        """Take `amount` units; returns the seconds to wait before using them."""
+    def delay_s(self, amount: int) -> float:
+        """Seconds until `amount` may be worth another try; 0 if it may be taken now."""
         now = self._clock()
-        self._level = min(self._burst, self._level + (now - self._at) * self._refill_per_s)
-        self._at = now
-        missing = min(amount, self._burst) - self._level
-        self._level -= amount
-        return max(0.0, missing / self._refill_per_s)
+        self._level = min(self._bucket, self._level + (now - self._level_at_s) * self._per_s)
+        self._level_at_s = now
+        while self._minute and self._minute[0].at_s <= now - _WINDOW_S:
+            self._in_minute -= self._minute[0].amount
+            self._minute.popleft().amount = 0
+        delay_s = max(0.0, (min(amount, self._bucket) - self._level) / self._per_s)
+        if self._in_minute and self._in_minute + amount > self._per_minute:
+            delay_s = max(delay_s, self._minute[0].at_s + _WINDOW_S - now)
+        return delay_s
 
-    def give_back(self, amount: float) -> None:
-        """Return units that were taken and not used."""
-        self._level = min(self._burst, self._level + amount)
+    def take(self, amount: int) -> Taken:
+        """Take `amount`, for which `delay_s` has just been 0."""
+        taken = Taken(self._level_at_s, amount)
+        self._minute.append(taken)
+        self._in_minute += amount
+        self._level -= amount
+        return taken
+
+    def settle(self, taken: Taken, used: int) -> None:
+        """Only `used` of `taken` was used."""
+        unused = taken.amount - used
+        if unused > 0:
+            taken.amount = used
+            self._in_minute -= unused
+            self._level = min(self._bucket, self._level + unused)
+
+
+class _Leave(NamedTuple):
+    request: Taken | None = None
+    tokens: Taken | None = None
+
+
+_FREE_LEAVE = _Leave()
 
 
 class Limited:
-    """Sends through `inner` within `limits`. A slot is held from leave to send until the answer."""
+    """Sends through `inner` within `limits`, in order of arrival. `in_flight` counts from leave to send to the answer.
 
-    def __init__(self, inner: LLMBackend, limits: Limits) -> None:
+    The tokens of a call are at first those that it can take at most, and then those that its usage block says.
+    """
+
+    def __init__(self, inner: LLMBackend, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = inner.name
         self._inner = inner
-        self.slots = Slots(limits.concurrency)
-        self._requests = Rate(limits.requests_per_minute) if limits.requests_per_minute else None
-        self._tokens = Rate(limits.tokens_per_minute) if limits.tokens_per_minute else None
+        self._concurrency = limits.concurrency
+        self._requests = Rate(limits.requests_per_minute, clock) if limits.requests_per_minute else None
+        self._tokens = Rate(limits.tokens_per_minute, clock) if limits.tokens_per_minute else None
+        self._line: WaitingLine[_Leave] = WaitingLine(self._unsent)
+        self.in_flight = 0
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
     async def complete(self, request: Request) -> Completion:
-        if not self.slots.try_acquire():
-            with waiting_for_leave():
-                await self.slots.acquire()
+        at_most = tokens_at_most(request).total if self._tokens else 0
+        leave = await self._line.leave(lambda: self._admit(at_most))
         try:
-            if self._requests is None and self._tokens is None:
-                return await self._inner.complete(request)
-            return await self._paced(request)
+            completion = await self._inner.complete(request)
+            if self._tokens and leave.tokens and completion.usage is not None:
+                self._tokens.settle(leave.tokens, completion.usage.prompt_tokens + completion.usage.completion_tokens)
+            return completion
         finally:
-            self.slots.release()
+            self._release()
 
-    async def _paced(self, request: Request) -> Completion:
-        # After the slot, not before it: what counts is when a request is sent.
-        delay_s = self._requests.take(1) if self._requests else 0.0
-        at_most = 0
-        if self._tokens:
-            at_most = tokens_at_most(request).total
-            delay_s = max(delay_s, self._tokens.take(at_most))
+    def _admit(self, at_most: int) -> _Leave | Later:
+        if self._concurrency is not None and self.in_flight >= self._concurrency:
+            return Later()
+        requests, tokens = self._requests, self._tokens
+        if requests is None and tokens is None:
+            self.in_flight += 1
+            return _FREE_LEAVE
+        delay_s = max(requests.delay_s(1) if requests else 0.0, tokens.delay_s(at_most) if tokens else 0.0)
         if delay_s > 0.0:
-            with waiting_for_leave():
-                await asyncio.sleep(delay_s)
-        completion = await self._inner.complete(request)
-        if self._tokens and completion.usage is not None:
-            used = completion.usage.prompt_tokens + completion.usage.completion_tokens
-            self._tokens.give_back(max(0, at_most - used))
-        return completion
+            return Later(delay_s)
+        self.in_flight += 1
+        return _Leave(requests.take(1) if requests else None, tokens.take(at_most) if tokens else None)
+
+    def _unsent(self, leave: _Leave) -> None:
+        """Nothing was sent with this leave."""
+        if self._requests and leave.request:
+            self._requests.settle(leave.request, 0)
+        if self._tokens and leave.tokens:
+            self._tokens.settle(leave.tokens, 0)
+        self._release()
+
+    def _release(self) -> None:
+        self.in_flight -= 1
+        self._line.serve()

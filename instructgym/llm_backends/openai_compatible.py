@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 from instructgym.errors import (
@@ -16,19 +16,16 @@ from instructgym.errors import (
     UsageError,
 )
 from instructgym.llm_backends.clock import Deadlines
+from instructgym.llm_backends.http_session import HttpReply, HttpSession, endpoint_url, read_settings
 from instructgym.llm_backends.openai_errors import connection_error, status_error
-from instructgym.llm_backends.openai_wire import parse_models, parse_reply, request_body
-from instructgym.llm_backends.secret import Secret, public_url, read_key
+from instructgym.llm_backends.openai_wire import encode_request, parse_models, parse_reply
+from instructgym.llm_backends.secret import layers, public_url, read_key, without_frames
 from instructgym.llm_backends.seeding import request_seed
 from instructgym.types import Completion, Request
-
-if TYPE_CHECKING:
-    import openai
 
 __all__ = ["OpenAICompatibleBackend"]
 
 _CHECK_TIMEOUT_S = 5.0
-_KEEPALIVE_S = 30.0
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +35,7 @@ class OpenAICompatibleBackend:
     The key is read from the environment variable `api_key_env` at the first call, and from nowhere else.
     `timeout_s` runs from the send to the last byte. With `send_seed` each request carries ``seed``, 31 bits of
     hash(`run_seed`, sample). `max_connections` is the pool's size: at least the concurrency of the limits above.
+    `on_headers` is called with the headers of every reply, whatever its status.
     """
 
     name = "openai"
@@ -52,142 +50,168 @@ class OpenAICompatibleBackend:
         max_connections: int = 1000,
         run_seed: int = 0,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"base_url is {base_url!r}; expected a URL such as 'http://localhost:8000/v1'")
-        if "@" in urlsplit(base_url).netloc:
-            raise ConfigError(
-                f"base_url {public_url(base_url)} carries a user name or password; "
-                f"take it out, and put the key into the environment variable {api_key_env}"
-            )
+        _check_url(base_url, api_key_env)
         if timeout_s <= 0:
             raise ConfigError(f"timeout_s is {timeout_s}; expected a positive number of seconds")
         if max_connections < 1:
             raise ConfigError(f"max_connections is {max_connections}; expected at least 1")
+        self.on_headers: Callable[[Mapping[str, str]], None] | None = None
         self._base_url = base_url
-        self._url = public_url(base_url)
+        self._chat_url = endpoint_url(base_url, "/chat/completions")
+        self.url = public_url(base_url)
         self._api_key_env = api_key_env
         self._timeout_s = timeout_s
         self._send_seed = send_seed
         self._max_connections = max_connections
         self._run_seed = run_seed
         self._deadlines = Deadlines()
-        self._key: Secret | None = None
-        self._client: openai.AsyncOpenAI | None = None
-        self._opening: asyncio.Task[openai.AsyncOpenAI] | None = None
+        self._session: HttpSession | None = None
+        self._opening: asyncio.Task[HttpSession] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._told_of_missing_choices = False
 
     def __repr__(self) -> str:
-        return f"OpenAICompatibleBackend({self._url!r})"
+        return f"OpenAICompatibleBackend({self.url!r})"
 
     async def complete(self, request: Request) -> Completion:
-        client = self._client
-        if client is None or self._loop is not asyncio.get_running_loop():
-            client = await self._open()
+        """The endpoint's answer.
+
+        With ``sampling.n`` > 1 an endpoint that gives fewer choices than asked is taken at what it gave: it was paid
+        for, and asking again would give no more.
+        """
         seed = request_seed(self._run_seed, request.sample) if self._send_seed else None
-        body = request_body(request, seed)
-        response = await self._ask(client, "/chat/completions", body, self._timeout_s, request.model)
-        return parse_reply(response.content, response.headers.get("content-type", ""))
+        data = encode_request(request, seed)
+        session = self._session
+        if session is None or self._loop is not asyncio.get_running_loop():
+            session = await self._open()
+        reply = await self._ask(session, "POST", self._chat_url, data, self._timeout_s, request.model)
+        n = request.sampling.n
+        try:
+            completion = parse_reply(reply.content, reply.headers.get("content-type", ""), n)
+        except BackendError as error:
+            failure = error
+            failure.__cause__ = failure.__context__ = None  # the JSON decoder's error holds the whole body
+        else:
+            if n > 1 and len(completion.others) + 1 < n:
+                self._tell_of_missing_choices(len(completion.others) + 1, n)
+            return completion
+        raise self._publishable(failure, session)
 
     async def check(self) -> list[str]:
         """Ask ``GET /models`` once, for at most 5 seconds, and return the model names.
 
         Empty if the endpoint lists none or does not know the question. Raises `EndpointUnreachable` if nobody
-        answers, and `AuthenticationFailed` if there is no key or it is refused.
+        answers, `AuthenticationFailed` if there is no key or it is refused, and `BadRequest` if the URL redirects.
         """
-        client = await self._open()
+        session = await self._open()
         try:
-            response = await self._ask(client, "/models", None, _CHECK_TIMEOUT_S, "")
+            reply = await self._ask(session, "GET", endpoint_url(self._base_url, "/models"), None, _CHECK_TIMEOUT_S, "")
         except (AuthenticationFailed, EndpointUnreachable):
             raise
         except CallTimeout as error:
-            raise EndpointUnreachable(f"{self._url} did not answer within {_CHECK_TIMEOUT_S:g} s") from error
+            raise EndpointUnreachable(f"{self.url} did not answer within {_CHECK_TIMEOUT_S:g} s") from error
         except BackendError as error:
             if error.status is None:
-                raise EndpointUnreachable(f"{self._url} accepts connections and does not answer: {error}") from error
-            _log.debug("%s does not list its models: %s", self._url, error)
+                raise EndpointUnreachable(f"{self.url} accepts connections and does not answer: {error}") from error
+            if error.status < 400:
+                raise
+            _log.debug("%s does not list its models: %s", self.url, error)
             return []
-        return parse_models(response.content)
+        return parse_models(reply.content)
 
     async def aclose(self) -> None:
-        client, self._client, self._loop, self._opening = self._client, None, None, None
-        if client is not None:
-            await client.close()
+        session, opening = self._session, self._opening
+        self._session = self._loop = self._opening = None
+        if opening is not None:
+            opening.cancel()
+        if session is not None:
+            await session.aclose()
 
     async def _ask(
-        self, client: openai.AsyncOpenAI, path: str, body: dict[str, Any] | None, timeout_s: float, model: str
-    ) -> Any:
-        """The raw response to a POST of `body`, or to a GET without one. Every failure leaves as a `BackendError`."""
+        self, session: HttpSession, method: str, url: str, data: bytes | None, timeout_s: float, model: str
+    ) -> HttpReply:
+        """The reply if its status is 2xx. Every failure leaves as a `BackendError`."""
         import aiohttp
-        import httpx2
-        import openai
 
         try:
             with self._deadlines.clock(timeout_s):
-                if body is None:
-                    return await client.get(path, cast_to=httpx2.Response)
-                return await client.post(path, cast_to=httpx2.Response, body=body)
-        except openai.APIStatusError as error:
+                reply = await session.send(method, url, data)
+        except (aiohttp.ClientError, OSError) as error:
+            mapped = connection_error(error, self.url, timeout_s)
+            mapped.__cause__ = error
+        else:
+            if self.on_headers is not None:
+                self.on_headers(reply.headers)
+            if 200 <= reply.status < 300:
+                return reply
             mapped = status_error(
-                error.status_code,
-                error.body,
-                error.response.headers,
-                url=self._url,
+                reply.status,
+                reply.content,
+                reply.headers,
+                url=self.url,
                 model=model,
                 key_variable=self._api_key_env,
             )
-            cause: Exception = error
-        except (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL, aiohttp.ClientError, OSError) as error:
-            mapped = connection_error(error, self._url, timeout_s)
-            cause = error
-        raise self._without_key(mapped) from self._showable(cause)
+        raise self._publishable(mapped, session)
 
-    def _without_key(self, error: BackendError) -> BackendError:
-        """The error with the key hidden in its message: endpoints quote the key that they refuse."""
-        if self._key is not None:
-            error.args = (self._key.redact(str(error)),)
+    def _publishable(self, error: BackendError, session: HttpSession) -> BackendError:
+        """The error with the key hidden in its message, and without causes and frames that would show it.
+
+        Endpoints quote the key that they refuse.
+        """
+        without_frames(error)
+        secrets = session.secrets
+        for layer in layers(error):
+            if layer is not error and any(secret.within(f"{layer} {layer!r}") for secret in secrets):
+                error.__cause__ = error.__context__ = None
+                break
+        message = str(error)
+        for secret in secrets:
+            message = secret.redact(message)
+        error.args = (message,)
         return error
 
-    def _showable(self, cause: Exception) -> Exception | None:
-        """`cause`, unless a traceback of it and of what lies under it would show the key (some quote the headers)."""
-        layer: BaseException | None = cause
-        while layer is not None:
-            if self._key is not None and self._key.within(f"{layer} {layer!r}"):
-                return None
-            layer = layer.__cause__ or layer.__context__
-        return cause
+    def _tell_of_missing_choices(self, got: int, asked: int) -> None:
+        if not self._told_of_missing_choices:
+            self._told_of_missing_choices = True
+            _log.warning("%s gave %d of the %d choices asked for; it may not know 'n'", self.url, got, asked)
 
-    async def _open(self) -> openai.AsyncOpenAI:
-        """The client, made once: importing openai and loading certificates take a second, so not on the loop."""
+    async def _open(self) -> HttpSession:
+        """The session, made once for all who wait for it."""
         loop = asyncio.get_running_loop()
         if self._loop is not None and self._loop is not loop:
             raise UsageError(f"{self!r} is open in another event loop; close it there before it is used in this one")
         self._loop = loop
         if self._opening is None:
-            self._opening = loop.create_task(asyncio.to_thread(self._make_client))
+            self._opening = loop.create_task(self._make_session())
         try:
-            self._client = await asyncio.shield(self._opening)
-        except BackendError:
+            return await asyncio.shield(self._opening)
+        except Exception:
             self._loop = self._opening = None
             raise
-        return self._client
 
-    def _make_client(self) -> openai.AsyncOpenAI:
-        self._key = read_key(self._api_key_env)
-        import httpx2
-        import openai
+    async def _make_session(self) -> HttpSession:
+        key = read_key(self._api_key_env)
+        try:
+            settings = await asyncio.to_thread(read_settings, self._base_url, key)
+        except Exception as error:
+            without_frames(error)
+            raise
+        self._session = HttpSession(settings, self._max_connections)
+        return self._session
 
-        logger = logging.getLogger("httpx2")
-        if logger.level == logging.NOTSET:  # it logs every request at INFO
-            logger.setLevel(logging.WARNING)
-        limits = httpx2.Limits(
-            max_connections=self._max_connections,
-            max_keepalive_connections=self._max_connections,
-            keepalive_expiry=_KEEPALIVE_S,
-        )
-        return openai.AsyncOpenAI(
-            api_key=self._key.reveal(),
-            base_url=self._base_url,
-            max_retries=0,
-            timeout=None,  # `_ask` has one that covers the whole request
-            http_client=openai.DefaultAioHttpClient(limits=limits, timeout=None),
+
+def _check_url(base_url: str, api_key_env: str) -> None:
+    try:
+        parts = urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, brackets that do not match
+        usable = False
+    if not usable:
+        shown = base_url.rpartition("@")[2]  # a password stands before it
+        raise ConfigError(f"base_url is {shown!r}; expected a URL such as 'http://localhost:8000/v1'")
+    if "@" in parts.netloc:
+        raise ConfigError(
+            f"base_url {public_url(base_url)} carries a user name or password; "
+            f"take it out, and put the key into the environment variable {api_key_env}"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from instructgym.errors import (
     AuthenticationFailed,
@@ -15,9 +14,9 @@ from instructgym.errors import (
     ModelNotFound,
     RateLimited,
 )
-from instructgym.types import Request, Usage
+from instructgym.types import Request, Sampling, Usage
 
-__all__ = ["DEFAULT_PRICES", "Price", "TokenBound", "charged_tokens", "tokens_at_most"]
+__all__ = ["Price", "TokenBound", "charged_tokens", "price_of", "tokens_at_most"]
 
 _TEMPLATE_TOKENS = 16
 _TEMPLATE_TOKENS_A_MESSAGE = 8
@@ -44,8 +43,15 @@ class Price:
         return prompt * prompt_tokens + completion * completion_tokens
 
 
-DEFAULT_PRICES: Mapping[str, Price] = MappingProxyType({"simulated": Price(0.0, 0.0)})
-"""No vendor's prices: they change, and a budget in dollars at last year's prices is none. The user says them."""
+_FREE = Price(0.0, 0.0)
+
+
+def price_of(model: str, prices: Mapping[str, Price]) -> Price | None:
+    """What `prices` say, 0 for a simulated model, else None.
+
+    No vendor's prices stand here: they change, and a budget in dollars at last year's prices is none.
+    """
+    return prices.get(model) or (_FREE if model.startswith("simulated") else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +77,27 @@ def tokens_at_most(request: Request) -> TokenBound:
         size = len(content) if content.isascii() else len(content.encode("utf-8", "surrogatepass"))
         prompt += size + _TEMPLATE_TOKENS_A_MESSAGE
     sampling = request.sampling
-    if sampling.max_tokens is None:
-        return TokenBound(prompt, None)
-    return TokenBound(prompt, sampling.n * sampling.max_tokens)
+    longest = _longest_answer(sampling) if sampling.extra else sampling.max_tokens
+    return TokenBound(prompt, None if longest is None else sampling.n * longest)
+
+
+def _longest_answer(sampling: Sampling) -> int | None:
+    """`max_tokens`, or what `Sampling.extra` puts in its place."""
+    limits: list[int | None] = [sampling.max_tokens]
+    for name, text in sampling.extra:
+        if name in ("max_tokens", "max_completion_tokens"):
+            limits.append(int(text) if text.strip().isdecimal() else None)
+    return limits[-1]
 
 
 def charged_tokens(request: Request, status: str, usage: Usage | None) -> Usage:
-    """What a budget counts for an attempt that ended with `status` (see `Attempt`).
+    """What a budget counts for an attempt that ended with `status` (see `Attempt`), beside the call itself.
 
-    The endpoint's usage block where there is one. Without it the whole bound, unless the endpoint turned the request
-    away before it generated anything (429, 400, 401, 403, 404, nobody there): then nothing.
+    The endpoint's usage block where there is one. Without one it is not known what was generated, and the whole bound
+    stays charged, with one exception: an HTTP status that turns a request away (429, 400, 401, 403, 404, 413) is given
+    before anything is generated, so it *is* the knowledge that no token was spent. The reservation was held until that
+    reply, so at every moment what is held covers what can have been spent, and no interleaving exceeds the budget;
+    charging the bound instead would let an endpoint that is merely busy eat up a budget of which nothing was used.
     """
     if usage is not None:
         return usage

@@ -14,16 +14,18 @@ from instructgym.errors import (
     CallTimeout,
     ConfigError,
     EndpointUnreachable,
+    RateLimited,
     TransientError,
 )
 from instructgym.llm_backends.base import LLMBackend
 from instructgym.llm_backends.clock import CallClock, Deadlines, current_clock
 from instructgym.types import Completion, Request, Usage
 
-__all__ = ["CANCELLED", "OK", "Attempt", "OnAttempt", "Retry"]
+__all__ = ["CANCELLED", "OK", "Attempt", "OnAttempt", "Retry", "turned_away"]
 
 OK = "ok"
 CANCELLED = "Cancelled"
+_OVERLOADED = frozenset({503, 529})
 _log = logging.getLogger(__name__)
 
 
@@ -37,12 +39,22 @@ class Attempt(NamedTuple):
 OnAttempt = Callable[[Request, Attempt], None]
 
 
+def turned_away(error: BackendError) -> bool:
+    """True if the endpoint had no room for the call (429, 503, 529)."""
+    return isinstance(error, RateLimited) or error.status in _OVERLOADED
+
+
 class Retry:
     """Asks `inner` again after a `TransientError`, with capped exponential backoff and full jitter.
 
     A server's Retry-After is obeyed. `deadline_s` covers attempts and backoff, never the wait for a slot or for
-    budget; a backoff holds no slot. An `EndpointUnreachable` is final until the first success, and transient after.
-    `on_attempt` hears of every attempt that was sent.
+    budget; a backoff holds no slot. `on_attempt` hears of every attempt that was sent.
+
+    `max_attempts` bounds the attempts that an endpoint took on and failed. One that had no room for the call
+    (`turned_away`), or that nobody answered, says nothing of the call: a busy endpoint is no reason to lose it, so
+    such attempts are bounded by the deadline alone; by `max_attempts` too if there is none, or if it is 1: then a call
+    is asked once. An `EndpointUnreachable` is final until the role's first success, for then the address is wrong, and
+    transient after.
     """
 
     def __init__(
@@ -60,6 +72,8 @@ class Retry:
             raise ConfigError(f"max_attempts is {max_attempts}; expected at least 1")
         if deadline_s is not None and deadline_s <= 0:
             raise ConfigError(f"deadline_s is {deadline_s}; expected a positive number of seconds, or none at all")
+        if backoff_s < 0 or backoff_cap_s < 0:
+            raise ConfigError(f"backoff_s is {backoff_s}, backoff_cap_s {backoff_cap_s}; expected seconds, 0 or more")
         self.name = inner.name
         self._inner = inner
         self._max_attempts = max_attempts
@@ -68,7 +82,7 @@ class Retry:
         self._backoff_cap_s = backoff_cap_s
         self._rng = random.Random(jitter_seed)
         self.on_attempt = on_attempt
-        self._succeeded = False
+        self._answered_roles: set[str] = set()
         self._deadlines = Deadlines()
 
     async def aclose(self) -> None:
@@ -88,9 +102,9 @@ class Retry:
             current_clock.reset(token)
 
     async def _attempts(self, request: Request, clock: CallClock) -> Completion:
-        attempt = 0
+        attempts = failures = 0
         while True:
-            attempt += 1
+            attempts += 1
             clock.sent = True
             try:
                 completion = await self._inner.complete(request)
@@ -101,15 +115,20 @@ class Retry:
             except BudgetExhausted:
                 raise  # it stopped the attempt from being made
             except BackendError as error:
-                self._note(request, Attempt(type(error).__name__))
-                if not self._worth_another(error):
+                reached = not isinstance(error, EndpointUnreachable)
+                if reached:
+                    self._note(request, Attempt(type(error).__name__))
+                if not self._worth_another(request, error):
                     raise
-                delay_s = self._delay_s(attempt, error)
-                if attempt == self._max_attempts or delay_s >= clock.remaining_s:
-                    raise _gave_up(error, attempt) from error
-                _log.debug("attempt %d of %d failed, again in %.2f s: %s", attempt, self._max_attempts, delay_s, error)
+                failures += self._max_attempts == 1 or self._deadline_s is None or (reached and not turned_away(error))
+                delay_s = self._delay_s(attempts, error)
+                if failures == self._max_attempts:
+                    raise _gave_up(error, attempts) from error
+                if delay_s >= clock.remaining_s:
+                    raise _gave_up(error, attempts, self._why_too_late(error)) from error
+                _log.debug("attempt %d failed, again in %.2f s: %s", attempts, delay_s, error)
             else:
-                self._succeeded = True
+                self._answered_roles.add(request.role)
                 self._note(request, Attempt(OK, completion.usage))
                 return completion
             await asyncio.sleep(delay_s)
@@ -118,8 +137,15 @@ class Retry:
         if self.on_attempt is not None:
             self.on_attempt(request, attempt)
 
-    def _worth_another(self, error: BackendError) -> bool:
-        return isinstance(error, TransientError) or (self._succeeded and isinstance(error, EndpointUnreachable))
+    def _worth_another(self, request: Request, error: BackendError) -> bool:
+        if isinstance(error, EndpointUnreachable):
+            return request.role in self._answered_roles
+        return isinstance(error, TransientError)
+
+    def _why_too_late(self, error: BackendError) -> str:
+        asked_s = error.retry_after_s if isinstance(error, TransientError) else None
+        what = "the next would begin" if asked_s is None else f"the endpoint asks to wait {asked_s:g} s, which is"
+        return f"; {what} after the deadline of {self._deadline_s:g} s for the whole call"
 
     def _delay_s(self, attempt: int, error: BackendError) -> float:
         ceiling = min(self._backoff_cap_s, self._backoff_s * 2.0 ** min(attempt - 1, 60))
@@ -130,8 +156,8 @@ class Retry:
         return asked_s + self._rng.uniform(0.0, min(self._backoff_s, ceiling))
 
 
-def _gave_up(error: BackendError, attempts: int) -> BackendError:
-    message = f"{error} (gave up after {attempts} attempt{'s' if attempts > 1 else ''})"
+def _gave_up(error: BackendError, attempts: int, why: str = "") -> BackendError:
+    message = f"{error} (gave up after {attempts} attempt{'s' if attempts > 1 else ''}{why})"
     if isinstance(error, TransientError):
         return type(error)(message, status=error.status, retry_after_s=error.retry_after_s)
     return type(error)(message, status=error.status)

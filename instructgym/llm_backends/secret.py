@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from urllib.parse import urlsplit, urlunsplit
 
 from instructgym.errors import AuthenticationFailed
 
-__all__ = ["Secret", "public_url", "read_key"]
+__all__ = ["Secret", "layers", "public_url", "read_key", "without_frames"]
 
 _HIDDEN = "[hidden]"
 _SHORTEST = 8
@@ -65,3 +66,24 @@ def public_url(url: str) -> str:
     """`url` without user, password and query: what messages may show."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def layers(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that lies under it, each once, outermost first."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        layer = waiting.pop()
+        if layer is not None and id(layer) not in seen:
+            seen.add(id(layer))
+            yield layer
+            waiting += [layer.__context__, layer.__cause__]
+
+
+def without_frames(error: BaseException) -> None:
+    """Forget where the error and what lies under it were raised.
+
+    A traceback can be shown with its local variables, and those of the HTTP layers hold the key.
+    """
+    for layer in layers(error):
+        layer.__traceback__ = None

@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from statistics import NormalDist
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -22,66 +20,19 @@ from aiohttp import web
 
 from instructgym.errors import ConfigError
 from instructgym.llm_backends.portal import Portal
+from instructgym.llm_backends.server_behaviour import FAULTS, FAULTS_ON_DEMAND, ServerBehaviour, prompt_digest
 from instructgym.types import Completion, Message, Sampling
 
-__all__ = ["FAULTS", "Answerer", "ServerBehaviour", "SimulatedServer", "serve_forever"]
-
-FAULTS = ("429", "429_no_retry_after", "500", "503", "reset", "cut_json", "html", "no_choices", "null_content")
-"""What a faulty answer can be; each is as likely as the others."""
+__all__ = ["FAULTS", "FAULTS_ON_DEMAND", "Answerer", "ServerBehaviour", "SimulatedServer", "serve_forever"]
 
 _SIZE_LIMIT_BYTES = 64 * 2**20
+_LARGE_BYTES = 10_000_000
 
 
 class Answerer(Protocol):
     """What the server serves: a pure function of messages, sampling parameters and the request's seed."""
 
     def answer(self, messages: tuple[Message, ...], sampling: Sampling, seed: int) -> Completion: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ServerBehaviour:
-    """How the endpoint behaves. `sigma` > 0 makes the latency lognormal with mean `latency_s`.
-
-    More than `capacity` requests at once are answered 429 with ``Retry-After: retry_after_s``. A share `fault_rate`
-    of the requests is answered by one of `faults`.
-    """
-
-    latency_s: float = 0.0
-    sigma: float = 0.0
-    capacity: int | None = None
-    retry_after_s: float = 1.0
-    fault_rate: float = 0.0
-    faults: tuple[str, ...] = FAULTS
-    seed: int = 0
-    models: tuple[str, ...] = ("simulated",)
-
-    def __post_init__(self) -> None:
-        if self.latency_s < 0 or self.sigma < 0 or self.retry_after_s < 0:
-            raise ConfigError("latency, sigma and retry_after_s of the server must not be negative")
-        if not 0.0 <= self.fault_rate <= 1.0:
-            raise ConfigError(f"fault_rate is {self.fault_rate}; expected a share between 0 and 1")
-        if self.capacity is not None and self.capacity < 1:
-            raise ConfigError(f"capacity is {self.capacity}; expected at least 1, or none at all")
-        if unknown := sorted(set(self.faults) - set(FAULTS)):
-            raise ConfigError(f"unknown fault '{unknown[0]}'; expected one of {', '.join(FAULTS)}")
-
-    def latency_of(self, prompt: bytes) -> float:
-        """Seconds that the answer to `prompt` (a digest of its messages) takes."""
-        if self.sigma == 0.0 or self.latency_s == 0.0:
-            return self.latency_s
-        normal = NormalDist().inv_cdf(self._uniform("latency", prompt, 0))
-        return self.latency_s * math.exp(self.sigma * normal - self.sigma**2 / 2)
-
-    def fault_of(self, prompt: bytes, seen: int) -> str | None:
-        """The fault that `prompt` meets when it comes for the `seen`-th time (from 0); None = it is answered."""
-        if self._uniform("faulty", prompt, seen) >= self.fault_rate or not self.faults:
-            return None
-        return self.faults[int(self._uniform("fault", prompt, seen) * len(self.faults))]
-
-    def _uniform(self, what: str, prompt: bytes, seen: int) -> float:
-        """In the open interval (0, 1)."""
-        digest = hashlib.blake2b(f"{what}:{self.seed}:{seen}:".encode() + prompt, digest_size=8).digest()
-        return (int.from_bytes(digest, "big") // 2**11 + 0.5) / 2**53
 
 
 class SimulatedServer:
@@ -107,6 +58,9 @@ class SimulatedServer:
         self._by_status: Counter[str] = Counter()
         self._seen: Counter[bytes] = Counter()
         self._bodies: Counter[bytes] = Counter()
+        self._answered: Counter[bytes] = Counter()
+        self._window_end_s = 0.0
+        self._left_in_window = self._behaviour.rate_limit or 0
         self._in_flight = 0
         self._max_in_flight = 0
 
@@ -116,12 +70,17 @@ class SimulatedServer:
         return f"http://{self._host}:{self._port}/v1"
 
     def stats(self) -> Mapping[str, Any]:
-        """What ``GET /stats`` answers. Only chat completions count; `repeated_bodies` came more than once."""
+        """What ``GET /stats`` answers. Only chat completions count, each once, when its body was read.
+
+        `by_status` says how they ended: by status, by the fault they met, or ``gone`` if the client left before.
+        `repeated_bodies` came more than once, `repeated_answers` were given a whole answer more than once.
+        """
         return {
             "requests": self._bodies.total(),
             "by_status": dict(sorted(self._by_status.items())),
             "distinct_bodies": len(self._bodies),
             "repeated_bodies": sum(count > 1 for count in self._bodies.values()),
+            "repeated_answers": sum(count > 1 for count in self._answered.values()),
             "in_flight": self._in_flight,
             "max_in_flight": self._max_in_flight,
         }
@@ -131,7 +90,9 @@ class SimulatedServer:
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/stats", self._show_stats)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        if self._behaviour.rate_limit is not None:
+            app.on_response_prepare.append(self._say_what_is_left)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self._port, backlog=4096)
         try:
@@ -177,53 +138,89 @@ class SimulatedServer:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
-        self._bodies[hashlib.blake2b(raw, digest_size=16).digest()] += 1
+        digest = hashlib.blake2b(raw, digest_size=16).digest()
+        self._bodies[digest] += 1
         self._in_flight += 1
         self._max_in_flight = max(self._max_in_flight, self._in_flight)
         try:
             if self._behaviour.capacity is not None and self._in_flight > self._behaviour.capacity:
-                return self._error(429, "too many requests at once", retry_after=True)
-            return await self._serve(request, raw)
+                return self._error(429, "too many requests at once", retry_after_s=self._behaviour.retry_after_s)
+            if (wait_s := self._take_from_window()) > 0.0:
+                return self._error(429, "too many requests a minute", retry_after_s=wait_s)
+            return await self._serve(request, raw, digest)
+        except asyncio.CancelledError:
+            self._by_status["gone"] += 1
+            raise
         finally:
             self._in_flight -= 1
 
-    async def _serve(self, request: web.Request, raw: bytes) -> web.StreamResponse:
+    async def _serve(self, request: web.Request, raw: bytes, digest: bytes) -> web.StreamResponse:
+        behaviour = self._behaviour
         try:
             body = json.loads(raw)
             model = body.get("model")
-            messages = tuple(Message(item["role"], item["content"]) for item in body["messages"])
+            messages = tuple([Message(item["role"], item["content"]) for item in body["messages"]])
             sampling = _sampling(body)
             seed, n = int(body.get("seed") or 0), int(body.get("n") or 1)
-        except (AttributeError, KeyError, TypeError, ValueError):
+            prompt = prompt_digest(messages)
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
             return self._error(400, "the body is not a chat completions request")
-        if model not in self._behaviour.models:
+        if model not in behaviour.models:
             return self._error(404, f"The model '{model}' does not exist", code="model_not_found")
-        prompt = hashlib.blake2b(repr(messages).encode("utf-8", "surrogatepass"), digest_size=16).digest()
         seen = self._seen[prompt]
-        self._seen[prompt] += 1
-        if latency_s := self._behaviour.latency_of(prompt):
+        self._seen[prompt] = seen + 1
+        fault = behaviour.fault_of(prompt, seen)
+        if latency_s := behaviour.latency_of(prompt) + (behaviour.slow_s if fault == "slow" else 0.0):
             await asyncio.sleep(latency_s)
-        fault = self._behaviour.fault_of(prompt, seen)
         if fault in ("429", "429_no_retry_after"):
-            return self._error(429, "rate limit reached", retry_after=fault == "429")
+            retry_after_s = behaviour.retry_after_s if fault == "429" else None
+            return self._error(429, "rate limit reached", retry_after_s=retry_after_s)
         if fault in ("500", "503"):
             return self._error(int(fault), "the server is unwell")
+        if fault == "400":
+            return self._error(400, "this prompt is not to its liking")
+        if fault == "hang":
+            await asyncio.get_running_loop().create_future()  # until the client leaves or the server stops
         if fault == "html":
             self._by_status["html"] += 1
             return web.Response(text="<html><body>Welcome to the proxy</body></html>", content_type="text/html")
         completions = [self._answerer.answer(messages, sampling, seed + i) for i in range(n)]
-        reply = _reply(completions, str(model))
+        reply = _reply(completions, model)
         if fault == "no_choices":
             reply["choices"] = []
         elif fault == "null_content":
             reply["choices"][0]["message"]["content"] = None
+        elif fault == "large":
+            reply["padding"] = "x" * _LARGE_BYTES
+        elif fault == "no_usage":
+            reply.pop("usage", None)
         payload = json.dumps(reply).encode()
         if fault == "reset":
             return await self._reset_in_body(request, payload)
         self._by_status[fault or "200"] += 1
         if fault == "cut_json":
             payload = payload[: len(payload) // 2]
-        return web.Response(body=payload, content_type="application/json")
+        if fault is None or fault in FAULTS_ON_DEMAND:
+            self._answered[digest] += 1
+        return web.Response(body=payload, content_type="text/plain" if fault == "text_plain" else "application/json")
+
+    def _take_from_window(self) -> float:
+        """0.0 if the rate limit lets one more request through now, else the seconds until it does."""
+        if self._behaviour.rate_limit is None:
+            return 0.0
+        now = time.monotonic()
+        if now >= self._window_end_s:
+            self._window_end_s = now + self._behaviour.rate_window_s
+            self._left_in_window = self._behaviour.rate_limit
+        if self._left_in_window == 0:
+            return self._window_end_s - now
+        self._left_in_window -= 1
+        return 0.0
+
+    async def _say_what_is_left(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["x-ratelimit-limit-requests"] = str(self._behaviour.rate_limit)
+        response.headers["x-ratelimit-remaining-requests"] = str(self._left_in_window)
+        response.headers["x-ratelimit-reset-requests"] = f"{max(0.0, self._window_end_s - time.monotonic()):.3f}s"
 
     async def _reset_in_body(self, request: web.Request, payload: bytes) -> web.StreamResponse:
         """Half of the payload, and then the connection is gone."""
@@ -235,9 +232,11 @@ class SimulatedServer:
             request.transport.abort()
         return response
 
-    def _error(self, status: int, message: str, *, code: str | None = None, retry_after: bool = False) -> web.Response:
+    def _error(
+        self, status: int, message: str, *, code: str | None = None, retry_after_s: float | None = None
+    ) -> web.Response:
         self._by_status[str(status)] += 1
-        headers = {"Retry-After": f"{self._behaviour.retry_after_s:g}"} if retry_after else None
+        headers = None if retry_after_s is None else {"Retry-After": f"{retry_after_s:g}"}
         error = {"message": message, "type": "simulated_error", "param": None, "code": code}
         return web.json_response({"error": error}, status=status, headers=headers)
 

@@ -1,4 +1,4 @@
-"""The one stack of wrappers: ledger -> retry -> budget -> limits -> transport."""
+"""The one stack of wrappers: ledger -> retry -> budget -> limits -> transport (for endpoints: an `EndpointPool`)."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ def open_stack(
     run_seed: int = 0,
     max_attempts: int = 5,
     deadline_s: float | None = 600.0,
+    backoff_s: float = 0.5,
+    backoff_cap_s: float = 30.0,
     budget: Budget | None = None,
     limits: Limits | None = None,
     fsync: bool = False,
@@ -62,7 +64,14 @@ def open_stack(
     try:
         limited = Limited(transport, limits or Limits())
         budgeted = Budgeted(limited, budget, spent=_spent(store))
-        retry = Retry(budgeted, max_attempts=max_attempts, deadline_s=deadline_s, jitter_seed=run_seed)
+        retry = Retry(
+            budgeted,
+            max_attempts=max_attempts,
+            deadline_s=deadline_s,
+            backoff_s=backoff_s,
+            backoff_cap_s=backoff_cap_s,
+            jitter_seed=run_seed,
+        )
         ledger = Ledger(retry, store, retry_failed=retry_failed)
         retry.on_attempt = ledger.note_attempt
     except BaseException:

@@ -19,6 +19,7 @@ __all__ = ["Chain", "ChainJob", "Step", "run_chains", "step_row"]
 
 DIGITS = 6
 """Rewards are written with so many decimals: enough to read, too few for the noise of a sum's order."""
+_UNSEEN = np.zeros((1, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -95,15 +96,17 @@ async def run_chains(
     width: int,
     deterministic: bool = False,
     on_chain: Callable[[Chain], None] | None = None,
+    on_step: Callable[[ChainJob, Step], None] | None = None,
 ) -> list[Chain]:
     """Run `jobs`, at most `width` at a time; the result is in their order and depends on no order of replies.
 
-    A call that fails for good ends its chain, which is then `incomplete`. Raises `BudgetExhausted`, and what makes
-    every further call pointless (no key, no such model, nobody there).
+    `on_step` hears of each step as it ends, `on_chain` of each chain. A call that fails for good ends its chain, which
+    is then `incomplete`. Raises `BudgetExhausted`, and what makes every further call pointless (no key, no such model,
+    nobody there).
     """
 
     async def run(job: ChainJob) -> Chain:
-        return await _run_chain(job, dynamics, observer, run_seed, deterministic)
+        return await _run_chain(job, dynamics, observer, run_seed, deterministic, on_step)
 
     def told(_: int, chain: Chain) -> None:
         if on_chain is not None:
@@ -113,14 +116,19 @@ async def run_chains(
 
 
 async def _run_chain(
-    job: ChainJob, dynamics: Dynamics, observer: Observer, run_seed: int, deterministic: bool
+    job: ChainJob,
+    dynamics: Dynamics,
+    observer: Observer,
+    run_seed: int,
+    deterministic: bool,
+    on_step: Callable[[ChainJob, Step], None] | None,
 ) -> Chain:
     state = dynamics.start(job.seed, job.draw)
     memory: Any = None
     steps: list[Step] = []
     while not state.over:
         decision = await job.policy.aact(
-            _one_row(await observer.observe(state)),
+            _one_row(await observer.observe(state)) if job.policy.observes else _UNSEEN,
             action_mask=dynamics.action_mask(state)[None],
             rng=[row_rng(run_seed, job.chain, 0, state.step)],
             state=memory,
@@ -131,6 +139,8 @@ async def _run_chain(
         if isinstance(outcome.error, ENDS_THE_RUN):
             raise outcome.error
         steps.append(Step.of(outcome))
+        if on_step is not None:
+            on_step(job, steps[-1])
         if not outcome.valid:
             return Chain(job, tuple(steps), incomplete=True)
         state = outcome.state
@@ -144,15 +154,14 @@ def _one_row(observation: Any) -> Any:
     return np.asarray(observation)[None]
 
 
-def step_row(chain: Chain, index: int) -> dict[str, Any]:
+def step_row(job: ChainJob, step: Step) -> dict[str, Any]:
     """A step as a row of `lineage.jsonl`."""
-    step = chain.steps[index]
     transition = step.transition
     elimination = transition.elimination
     row: dict[str, Any] = {
-        "chain": chain.job.chain,
+        "chain": job.chain,
         "step": transition.step,
-        "seed_id": chain.job.seed.id,
+        "seed_id": job.seed.id,
         "operation": transition.operation,
         "parent": _text(transition.parent),
         "child": None if transition.child is None else _text(transition.child),

@@ -11,12 +11,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from instructgym.errors import ConfigError
 from instructgym.train.config_faults import fault_lines, unknown_keys
 
 __all__ = [
+    "MAX_CONCURRENCY",
+    "ROLES",
     "AgentSection",
     "BudgetSection",
     "Config",
@@ -35,6 +37,7 @@ __all__ = [
     "RetrySection",
     "ReviewerOverride",
     "RewardSection",
+    "RoleBudgetSection",
     "RunSection",
     "SeedsSection",
     "TrainSection",
@@ -44,6 +47,10 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+MAX_CONCURRENCY = 1000
+"""Calls in flight where no number is given; what an endpoint takes of them, its adaptive limit finds out."""
+ROLES = ("expert", "reviewer")
 
 FILTER_RULES = ("refused", "stop_words", "leaked", "cut", "same_as_instruction", "duplicate")
 EXPORT_FORMATS = ("alpaca", "messages", "parquet")
@@ -72,19 +79,30 @@ class SeedsSection(Section):
     license: str = Field(default="unknown", min_length=1, description="of the user's seeds; stands in the dataset card")
 
 
+BackendName = Literal["simulated", "openai", "transformers", "replay"]
+
+
 class LLMOverride(Section):
     """What one role has of its own; None takes the value of section `llm`."""
 
-    backend: Literal["simulated", "openai", "replay"] | None = None
-    base_url: str | None = None
+    backend: BackendName | None = None
+    base_url: str | None = Field(default=None, min_length=1)
+    base_urls: tuple[str, ...] | None = None
     model: str | None = None
     api_key_env: str | None = None
     temperature: float | None = Field(default=None, ge=0.0)
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     max_tokens: int | None = Field(default=None, ge=1)
+    stop: tuple[str, ...] | None = None
+    extra: dict[str, Any] | None = None
     timeout_s: float | None = Field(default=None, gt=0.0)
     send_seed: bool | None = None
     replay_path: str | None = None
+    device: str | None = Field(default=None, min_length=1)
+    dtype: str | None = Field(default=None, min_length=1)
+    batch_tokens: int | None = Field(default=None, ge=1)
+    max_batch: int | None = Field(default=None, ge=1)
+    trust_remote_code: bool | None = None
 
 
 class ReviewerOverride(LLMOverride):
@@ -98,18 +116,31 @@ class ReviewerOverride(LLMOverride):
 class LLMSettings(Section):
     """One role's settings, every override resolved."""
 
-    backend: Literal["simulated", "openai", "replay"] = "simulated"
+    backend: BackendName = "simulated"
     base_url: str = Field(default="https://api.openai.com/v1", min_length=1)
-    model: str = ""
+    base_urls: tuple[str, ...] = Field(default=(), description="several endpoints that serve the model; else base_url")
+    model: str = Field(default="", description="its name at the endpoint; a name or a folder for 'transformers'")
     api_key_env: str = Field(
         default="OPENAI_API_KEY", min_length=1, description="name of the variable that holds the key"
     )
     temperature: float = Field(default=0.7, ge=0.0)
     top_p: float = Field(default=0.95, gt=0.0, le=1.0)
     max_tokens: int = Field(default=1024, ge=1)
+    stop: tuple[str, ...] = ()
+    extra: dict[str, Any] = Field(default_factory=dict, description="further fields of the request's body")
     timeout_s: float = Field(default=120.0, gt=0.0)
     send_seed: bool = True
-    replay_path: str = Field(default="", description="the ledger that backend 'replay' answers from")
+    replay_path: str = Field(default="", description="of backend 'replay': a run's folder, its ledger, or an export")
+    device: str = Field(default="auto", min_length=1, description="of backend 'transformers': cpu, cuda, cuda:1, ...")
+    dtype: str = Field(default="auto", min_length=1, description="of backend 'transformers': float32, bfloat16, ...")
+    batch_tokens: int = Field(default=16_384, ge=1, description="of backend 'transformers': tokens a batch")
+    max_batch: int = Field(default=64, ge=1, description="of backend 'transformers': answers a batch")
+    trust_remote_code: bool = False
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where backend 'openai' asks."""
+        return self.base_urls or (self.base_url,)
 
 
 class LLMSection(LLMSettings):
@@ -119,30 +150,50 @@ class LLMSection(LLMSettings):
     reviewer: ReviewerOverride = ReviewerOverride()
 
     def for_role(self, role: str) -> LLMSettings:
-        """The settings of a role (`expert`, `reviewer`; any other has none of its own)."""
+        """The settings of a role (one of `ROLES`; any other has none of its own)."""
         common = {name: getattr(self, name) for name in LLMSettings.model_fields}
-        own = getattr(self, role) if role in ("expert", "reviewer") else LLMOverride()
+        own = getattr(self, role) if role in ROLES else LLMOverride()
         return LLMSettings(**{**common, **own.model_dump(exclude_none=True)})
+
+    @field_validator("extra")
+    @classmethod
+    def _nothing_that_has_its_own_place(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        for name in ("n", "stream"):
+            if name in extra:
+                raise ValueError(f"'{name}' is no further field here: a call asks for one answer, and reads it whole")
+        return extra
 
     @model_validator(mode="after")
     def _each_role_is_whole(self) -> LLMSection:
-        for role in ("expert", "reviewer"):
+        for role in ROLES:
             settings = self.for_role(role)
-            if settings.backend == "openai" and not settings.model:
-                raise ValueError(f"backend 'openai' has no model for the {role}; set llm.model (or llm.{role}.model)")
+            if settings.backend in ("openai", "transformers") and not settings.model:
+                raise ValueError(
+                    f"backend '{settings.backend}' has no model for the {role}; set llm.model (or llm.{role}.model)"
+                )
             if settings.backend == "replay" and not settings.replay_path:
                 raise ValueError(
-                    f"backend 'replay' has no recording for the {role}; set llm.replay_path to a ledger.sqlite"
+                    f"backend 'replay' has no recording for the {role}; set llm.replay_path to a run's folder, its "
+                    "ledger.sqlite, or what `ledger export` wrote"
                 )
         return self
 
 
 class LimitsSection(Section):
-    """How fast calls go out. `concurrency` bounds calls in flight; None is no limit a minute."""
+    """How fast calls go out; None is no limit.
 
-    concurrency: int = Field(default=64, ge=1)
+    `adaptive`: each endpoint's limit finds itself, below `concurrency` calls in flight where that is given.
+    """
+
+    concurrency: int | None = Field(default=None, ge=1)
+    adaptive: bool = True
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1)
+
+    @property
+    def width(self) -> int:
+        """How many chains go on at the same time: one for each call that may be in flight."""
+        return self.concurrency or MAX_CONCURRENCY
 
 
 class PriceSection(Section):
@@ -152,12 +203,19 @@ class PriceSection(Section):
     completion: float = Field(ge=0.0)
 
 
-class BudgetSection(Section):
-    """Where a run stops (exit code 3, can go on). None is no bound; `prices` by model, for `max_cost_usd`."""
+class RoleBudgetSection(Section):
+    """What one role may spend within the run's budget."""
 
     max_calls: int | None = Field(default=None, ge=0)
     max_tokens: int | None = Field(default=None, ge=0)
     max_cost_usd: float | None = Field(default=None, ge=0.0)
+
+
+class BudgetSection(RoleBudgetSection):
+    """Where a run stops (exit code 3, can go on). None is no bound; `prices` by model, for `max_cost_usd`."""
+
+    expert: RoleBudgetSection = RoleBudgetSection()
+    reviewer: RoleBudgetSection = RoleBudgetSection()
     prices: dict[str, PriceSection] = Field(default_factory=dict)
 
 
@@ -166,6 +224,8 @@ class RetrySection(Section):
 
     max_attempts: int = Field(default=5, ge=1)
     deadline_s: float | None = Field(default=600.0, gt=0.0)
+    backoff_s: float = Field(default=0.5, ge=0.0, description="the longest first wait; it doubles up to backoff_cap_s")
+    backoff_cap_s: float = Field(default=30.0, ge=0.0)
 
 
 class LedgerSection(Section):

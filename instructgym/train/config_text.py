@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -14,6 +15,10 @@ from instructgym.train.config import Config, build_config
 from instructgym.train.config_faults import nearest
 
 __all__ = ["apply_overrides", "config_names", "json_schema", "load_config", "to_toml"]
+
+_PART = r"""(?:"[^"\n]+"|'[^'\n]+'|[^\s."'=]+)"""
+_KEY_PART = re.compile(_PART)
+_KEY = re.compile(rf"\s*({_PART}(?:\s*\.\s*{_PART})*)\s*=")
 
 
 def config_names() -> list[str]:
@@ -60,26 +65,30 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     if _names_another_agent(data, overrides):
         result["agent"].pop("kwargs", None)
     for override in overrides:
-        key, equals, value = override.partition("=")
-        parts = key.strip().split(".")
-        if not equals or len(parts) < 2 or not all(parts):
-            raise ConfigError(f"override '{override}'; expected section.key=value, e.g. train.steps=5000.")
+        parts, value = _key_and_value(override)
         node = result
         for part in parts[:-1]:
             inner = node.setdefault(part, {})
             if not isinstance(inner, dict):
                 raise ConfigError(f"override '{override}': '{part}' holds a value ({inner!r}), not a section.")
             node = inner
-        node[parts[-1]] = _toml_value(value.strip())
+        node[parts[-1]] = value
     return result
+
+
+def _key_and_value(override: str) -> tuple[list[str], Any]:
+    """``a.b=1`` -> (["a", "b"], 1); a part that holds a dot is quoted, as in ``budget.prices."gpt-4.1"={...}``."""
+    match = _KEY.match(override)
+    parts = [] if match is None else [part.strip().strip("\"'") for part in _KEY_PART.findall(match[1])]
+    if match is None or len(parts) < 2:
+        raise ConfigError(f"override '{override}'; expected section.key=value, e.g. train.steps=5000.")
+    return parts, _toml_value(override[match.end() :].strip())
 
 
 def _names_another_agent(data: Mapping[str, Any], overrides: Sequence[str]) -> bool:
     given = data.get("agent")
-    names = [
-        value.strip() for key, _, value in (item.partition("=") for item in overrides) if key.strip() == "agent.name"
-    ]
-    return bool(names) and isinstance(given, Mapping) and _toml_value(names[-1]) != given.get("name")
+    names = [value for parts, value in map(_key_and_value, overrides) if parts == ["agent", "name"]]
+    return bool(names) and isinstance(given, Mapping) and names[-1] != given.get("name")
 
 
 def _copy(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def _run(jobs: Sequence[ChainJob], context: StageContext, on_chain: Any) -> list
             dynamics=runtime.dynamics("evaluate", reward_of(context, "evaluate")),
             observer=runtime.observer,
             run_seed=context.config.run.seed,
-            width=context.config.limits.concurrency,
+            width=context.config.limits.width,
             on_chain=on_chain,
         )
     )

@@ -5,20 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from instructgym.train.chain_statistics import chain_statistics
-from instructgym.train.chains import Chain, ChainJob, run_chains, step_row
+from instructgym.train.chains import Chain, ChainJob, Step, run_chains, step_row
 from instructgym.train.policies import policy_named, reward_of
 from instructgym.train.run_folder import canonical_json
 from instructgym.train.stage import StageContext, StageOutput
 
-__all__ = ["EVOLVED", "LINEAGE", "emitted_rows", "run_evolve"]
+__all__ = ["EVOLVED", "LINEAGE", "PARTIAL_LINEAGE", "emitted_rows", "run_evolve"]
 
 LINEAGE = "lineage.jsonl"
+PARTIAL_LINEAGE = "lineage.partial.jsonl"
 EVOLVED = "stages/evolved.jsonl"
 
 
 def run_evolve(context: StageContext) -> StageOutput:
     """Writes `lineage.jsonl` and `stages/evolved.jsonl`.
 
+    Steps go to `lineage.partial.jsonl` as they come, in the order of their ends; it stays where the stage is cut off.
     Raises `BudgetExhausted` with what was done in the ledger; the stage then starts over from there.
     """
     config, runtime = context.config, context.runtime
@@ -30,13 +32,16 @@ def run_evolve(context: StageContext) -> StageOutput:
         for chain, seed in enumerate(seed for seed in context.seeds.all for _ in range(per_seed))
     ]
     context.progress.started("evolve", len(jobs))
-    log = context.folder.log("lineage.partial.jsonl")
-    lines: dict[int, list[str]] = {}
+    log = context.folder.log(PARTIAL_LINEAGE)
+    done = 0
 
-    def on_chain(chain: Chain) -> None:
-        lines[chain.job.chain] = [canonical_json(step_row(chain, index)) for index in range(len(chain.steps))]
-        log.append(lines[chain.job.chain])
-        context.progress.advance("evolve", len(lines))
+    def on_step(job: ChainJob, step: Step) -> None:
+        log.append([canonical_json(step_row(job, step))])
+
+    def on_chain(_: Chain) -> None:
+        nonlocal done
+        done += 1
+        context.progress.advance("evolve", done)
 
     try:
         chains = runtime.call(
@@ -45,15 +50,17 @@ def run_evolve(context: StageContext) -> StageOutput:
                 dynamics=runtime.dynamics("evolve", reward),
                 observer=runtime.observer,
                 run_seed=config.run.seed,
-                width=config.limits.concurrency,
+                width=config.limits.width,
                 deterministic=config.evolve.deterministic,
                 on_chain=on_chain,
+                on_step=on_step,
             )
         )
     finally:
         log.close()
     reward.commit([step.transition for chain in chains for step in chain.steps if step.failure is None])
-    context.folder.write_lines(LINEAGE, [line for chain in chains for line in lines[chain.job.chain]])
+    lineage = [canonical_json(step_row(chain.job, step)) for chain in chains for step in chain.steps]
+    context.folder.write_lines(LINEAGE, lineage)
     rows = [row for chain in chains for row in emitted_rows(chain, config.evolve.emit)]
     context.folder.write_lines(EVOLVED, [canonical_json(row) for row in rows])
     log.discard()

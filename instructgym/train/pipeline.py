@@ -8,21 +8,26 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from instructgym.errors import ConfigError, PermanentError, RunFolderError, UserError
-from instructgym.train.config import Config, flatten
+from instructgym.errors import BudgetExhausted, ConfigError, PermanentError, RunFolderError, UserError
+from instructgym.train.config import ROLES, Config, flatten
 from instructgym.train.config_faults import nearest
 from instructgym.train.config_text import to_toml
+from instructgym.train.evolve import PARTIAL_LINEAGE
 from instructgym.train.policies import check_policy_name, policy_digest, policy_names
 from instructgym.train.progress import Progress, Silent
+from instructgym.train.respond import PARTIAL_ANSWERS
 from instructgym.train.run_folder import Manifest, RunFolder, canonical_json, is_full_disk
 from instructgym.train.runtime import Runtime
 from instructgym.train.seed_files import SeedFile, read_seeds, split_seeds
 from instructgym.train.stage import SeedSplit, StageContext, StageOutput
-from instructgym.train.traffic import TrafficNotes
+from instructgym.train.traffic import Traffic, TrafficNotes
 
-__all__ = ["ALL", "RunResult", "StageReport", "run"]
+if TYPE_CHECKING:
+    from instructgym.train.estimate import Estimate
+
+__all__ = ["ALL", "RunResult", "StageReport", "dry_run", "run"]
 
 ALL = ("train", "evaluate", "evolve", "respond", "filter", "export")
 LEDGER = "ledger.sqlite"
@@ -43,11 +48,15 @@ class StageReport:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left. `exit_code` is 0, or 4 if items were lost to calls that failed for good."""
+    """What a run left. `exit_code` is 0, or 4 if items were lost to calls that failed for good.
+
+    `traffic` is what this process asked, a row a stage and role.
+    """
 
     out: Path
     stages: tuple[StageReport, ...]
     summary: Mapping[str, Any] = field(default_factory=dict)
+    traffic: tuple[Traffic, ...] = ()
 
     @property
     def lost(self) -> int:
@@ -91,11 +100,9 @@ def run(
     """
     wanted = _in_order(stages)
     runtime = Runtime(config)
-    watcher = Silent() if progress is None else TrafficNotes(progress, runtime.traffic)
+    watcher = Silent() if progress is None else TrafficNotes(progress, lambda: runtime.traffic)
     try:
-        runtime.check_names()
-        for name in policy_names((*config.evaluate.policies, config.evolve.policy), runtime.action_set):
-            check_policy_name(name, runtime.action_set)
+        _check_names(runtime)
         found = _read_seeds(config)
         watcher.say(f"seeds: {config.seeds.path} ({found.describe()})")
         watcher.say(f"encoder: {runtime.encoder.name}")
@@ -106,9 +113,22 @@ def run(
             context = StageContext(config, folder, _split(found, config), runtime, watcher)
             reports = _run_stages(wanted, context, retry_failed)
             summary = _conclude(context)
-            return RunResult(folder.path, tuple(reports), summary)
+            traffic = () if runtime.traffic is None else tuple(runtime.traffic.rows())
+            return RunResult(folder.path, tuple(reports), summary, traffic)
     finally:
         runtime.close()
+
+
+def dry_run(config: Config, *, stages: Sequence[str] = ALL) -> Estimate:
+    """What `run` would ask of each model with the same arguments, before the first call; writes nothing.
+
+    Raises `ConfigError`, `ActionSetError` and `SeedError` as `run` does.
+    """
+    from instructgym.train.estimate import estimate
+
+    wanted = _in_order(stages)
+    _check_names(Runtime(config))
+    return estimate(config, _split(_read_seeds(config), config), wanted)
 
 
 def needs(stage: str, config: Config) -> tuple[str, ...]:
@@ -117,6 +137,13 @@ def needs(stage: str, config: Config) -> tuple[str, ...]:
     if stage in trained:
         return ("train",) if trained[stage] else ()
     return {"respond": ("evolve",), "filter": ("respond",), "export": ("filter",)}.get(stage, ())
+
+
+def _check_names(runtime: Runtime) -> None:
+    config = runtime.config
+    runtime.check_names()
+    for name in policy_names((*config.evaluate.policies, config.evolve.policy), runtime.action_set):
+        check_policy_name(name, runtime.action_set)
 
 
 def _sections(config: Config) -> dict[str, tuple[str, ...]]:
@@ -188,13 +215,23 @@ def _run_stages(wanted: Sequence[str], context: StageContext, retry_failed: bool
         lost = 0 if manifest is None else int(manifest.result.get("lost", 0))
         skipped = manifest is not None and manifest.key == key and not (retry_failed and lost)
         if manifest is None or not skipped:
-            manifest = _run_stage(stage, key, _with(context, manifests), retry_failed)
+            try:
+                manifest = _run_stage(stage, key, _with(context, manifests), retry_failed)
+            except BudgetExhausted:
+                context.progress.say(_what_remains(stage, wanted, context.folder))
+                raise
             lost = int(manifest.result.get("lost", 0))
         else:
             context.progress.finished(stage, skipped=True, note=f"{lost} lost" if lost else "")
         manifests[stage] = manifest
         reports.append(StageReport(stage, skipped, lost))
     return reports
+
+
+def _what_remains(stage: str, wanted: Sequence[str], folder: RunFolder) -> str:
+    partial = folder.path / {"evolve": PARTIAL_LINEAGE, "respond": PARTIAL_ANSWERS}.get(stage, LEDGER)
+    rest = ", ".join(wanted[wanted.index(stage) :])
+    return f"the budget is spent; what remains: {rest}. What stage '{stage}' has done so far stands in {partial}"
 
 
 def _finished(name: str, stage: str, manifests: Mapping[str, Manifest], context: StageContext) -> Manifest:
@@ -232,9 +269,9 @@ def _check_endpoints(context: StageContext) -> None:
     """Ask HTTP endpoints once whether they are there, before work; what they list is for people to compare."""
     runtime = context.runtime
     for base_url, listed in runtime.check_endpoints().items():
-        for role in ("expert", "reviewer"):
+        for role in ROLES:
             model = runtime.model_name(role)
-            if runtime.settings(role).base_url == base_url and listed and model not in listed:
+            if base_url in runtime.settings(role).urls and listed and model not in listed:
                 shown = ", ".join(listed[:5]) + (", ..." if len(listed) > 5 else "")
                 context.progress.say(f"{base_url} does not list the model '{model}' of the {role}; it lists {shown}")
 

@@ -17,30 +17,40 @@ from instructgym.types import Instruction, Message, Sampling
 __all__ = ["ANSWERS", "PROMPT_VERSION", "run_respond"]
 
 ANSWERS = "stages/answers.jsonl"
+PARTIAL_ANSWERS = "stages/answers.partial.jsonl"
 PROMPT_VERSION = "answer/1"
 
 
 def run_respond(context: StageContext) -> StageOutput:
-    """Writes `stages/answers.jsonl`: the evolved rows with `output`, `finish_reason` and `failure`."""
+    """Writes `stages/answers.jsonl`: the evolved rows with `output`, `finish_reason` and `failure`.
+
+    Answers go to `stages/answers.partial.jsonl` as they come; it stays where the stage is cut off.
+    """
     config, runtime = context.config, context.runtime
     rows = context.folder.read_lines(EVOLVED)
     context.progress.started("respond", len(rows))
     expert = runtime.llm("expert", "respond")
     sampling = answer_sampling(config, expert.sampling)
+    log = context.folder.log(PARTIAL_ANSWERS)
     done = 0
 
     async def answer(item: tuple[int, dict[str, Any]]) -> dict[str, Any]:
         return await _answered(item[1], item[0], expert, sampling)
 
-    def on_done(_index: int, _row: dict[str, Any]) -> None:
+    def on_done(_index: int, row: dict[str, Any]) -> None:
         nonlocal done
         done += 1
+        log.append([canonical_json(row)])
         context.progress.advance("respond", done)
 
-    answered = runtime.call(
-        lambda: map_bounded(answer, list(enumerate(rows)), width=config.limits.concurrency, on_done=on_done)
-    )
+    try:
+        answered = runtime.call(
+            lambda: map_bounded(answer, list(enumerate(rows)), width=config.limits.width, on_done=on_done)
+        )
+    finally:
+        log.close()
     context.folder.write_lines(ANSWERS, [canonical_json(row) for row in answered])
+    log.discard()
     lost = sum(row["failure"] is not None for row in answered)
     result = {"answers": len(answered) - lost, "failed": lost, "accounting": runtime.accounting("respond")}
     return StageOutput((ANSWERS,), result, lost=lost)

@@ -35,7 +35,8 @@ __all__ = [
 
 SCHEMA = 1
 OPERATIONAL = ("limits.", "budget.", "retry.", "ledger.", "run.name")
-OPERATIONAL_ENDS = (".timeout_s", ".api_key_env")
+OPERATIONAL_ENDS = (".timeout_s", ".api_key_env", ".base_url", ".base_urls", ".device", ".batch_tokens", ".max_batch")
+"""How and where a model is asked. Which one, and what it is asked, is what a result hangs on: a server may move."""
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 

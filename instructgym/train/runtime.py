@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Coroutine, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,22 +11,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from instructgym.errors import UsageError
 from instructgym.llm_backends.base import LLM, LLMBackend
 from instructgym.train.accounting import CountingBackend
-from instructgym.train.config import Config, LLMSettings
-from instructgym.types import Completion, Request, Sampling
+from instructgym.train.config import ROLES, BudgetSection, Config, LLMSettings, RoleBudgetSection
+from instructgym.types import Sampling
 
 if TYPE_CHECKING:
     from instructgym.envs.dynamics import Dynamics
     from instructgym.envs.elimination import EliminationRules
     from instructgym.envs.observations import Observer
     from instructgym.envs.operations import ActionSet
+    from instructgym.llm_backends.budget import Budget
     from instructgym.llm_backends.portal import Portal
     from instructgym.llm_backends.stack import BackendStack
     from instructgym.rewards.base import Reward
     from instructgym.rewards.encoder_base import Encoder
+    from instructgym.train.traffic import TrafficMeter
+    from instructgym.train.transports import Transports
 
-__all__ = ["ROLES", "Runtime"]
-
-ROLES = ("expert", "reviewer")
+__all__ = ["Runtime", "budget_of"]
 
 T = TypeVar("T")
 
@@ -36,8 +38,10 @@ class Runtime:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._portal: Portal | None = None
+        self._transports: Transports | None = None
         self._stack: BackendStack | None = None
         self._counting: CountingBackend | None = None
+        self._meter: TrafficMeter | None = None
 
     # --- before any call ----------------------------------------------------------------------------------------------
     @cached_property
@@ -100,37 +104,48 @@ class Runtime:
         requires(self.config.reward.spec)
 
     # --- connected ----------------------------------------------------------------------------------------------------
-    def connect(self, ledger_path: Path | None, *, retry_failed: bool = False) -> None:
-        """Open the portal and the backend stack on the run's ledger."""
-        from instructgym.llm_backends.budget import Budget
+    def connect(
+        self, ledger_path: Path | None, *, retry_failed: bool = False, transport: LLMBackend | None = None
+    ) -> None:
+        """Open the portal and the backend stack on the run's ledger; `transport` takes the place of the config's."""
         from instructgym.llm_backends.limits import Limits
         from instructgym.llm_backends.portal import acquire_portal
-        from instructgym.llm_backends.pricing import Price
+        from instructgym.llm_backends.pricing import price_of
         from instructgym.llm_backends.stack import open_stack
+        from instructgym.train.traffic import TrafficMeter
+        from instructgym.train.transports import Transports
 
         config = self.config
-        budget = config.budget
+        limits = Limits(
+            concurrency=config.limits.concurrency,
+            requests_per_minute=config.limits.requests_per_minute,
+            tokens_per_minute=config.limits.tokens_per_minute,
+            adaptive=config.limits.adaptive,
+        )
+        budget = budget_of(config.budget)
+        if transport is None:
+            transport = self._transports = Transports(config, limits)
         self._stack = open_stack(
-            self._transport,
+            transport,
             ledger_path=ledger_path,
             run_seed=config.run.seed,
             max_attempts=config.retry.max_attempts,
             deadline_s=config.retry.deadline_s,
-            budget=Budget(
-                max_calls=budget.max_calls,
-                max_tokens=budget.max_tokens,
-                max_cost_usd=budget.max_cost_usd,
-                prices={model: Price(price.prompt, price.completion) for model, price in budget.prices.items()},
-            ),
-            limits=Limits(
-                concurrency=config.limits.concurrency,
-                requests_per_minute=config.limits.requests_per_minute,
-                tokens_per_minute=config.limits.tokens_per_minute,
-            ),
+            backoff_s=config.retry.backoff_s,
+            backoff_cap_s=config.retry.backoff_cap_s,
+            budget=budget,
+            limits=limits,
             fsync=config.ledger.fsync,
             retry_failed=retry_failed,
         )
         self._counting = CountingBackend(self._stack.backend)
+        ledger = self._stack.ledger
+        self._meter = TrafficMeter(
+            self._stack.store.tallies,
+            lambda: {at: stats.hits for at, stats in ledger.stats().items() if stats.hits},
+            lambda: ledger.in_flight,
+            lambda model: price_of(model, budget.prices),
+        )
         self._portal = acquire_portal()
 
     @property
@@ -143,12 +158,10 @@ class Runtime:
             raise UsageError("the runtime is not connected; call connect() before asking an LLM")
         return self._counting
 
-    def traffic(self, stage: str) -> tuple[int, int]:
-        """How many calls `stage` has made in this process, and how many of them the ledger answered."""
-        if self._counting is None or self._stack is None:
-            return 0, 0
-        calls = sum(row["calls"] for row in self._counting.rows(stage))
-        return calls, sum(self._stack.ledger.hits(role, stage) for role in ROLES)
+    @property
+    def traffic(self) -> TrafficMeter | None:
+        """What this process has asked so far; None before `connect`."""
+        return self._meter
 
     @property
     def has_answers(self) -> bool:
@@ -157,29 +170,16 @@ class Runtime:
             return False
         return any(stats.calls or stats.failed for stats in self._stack.stats().values())
 
-    @cached_property
-    def _transport(self) -> LLMBackend:
-        by_settings: dict[tuple[Any, ...], LLMBackend] = {}
-        by_role: dict[str, LLMBackend] = {}
-        for role in ROLES:
-            settings = self.settings(role)
-            endpoint = (
-                settings.backend,
-                settings.base_url,
-                settings.api_key_env,
-                settings.timeout_s,
-                settings.send_seed,
-                settings.replay_path,
-            )
-            if endpoint not in by_settings:
-                by_settings[endpoint] = _transport(settings, self.config)
-            by_role[role] = by_settings[endpoint]
-        return next(iter(by_settings.values())) if len(by_settings) == 1 else ByRole(by_role)
-
     def llm(self, role: str, stage: str) -> LLM:
         """The LLM of a role, its calls accounted to `stage`."""
         settings = self.settings(role)
-        sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens)
+        sampling = Sampling(
+            settings.temperature,
+            settings.top_p,
+            settings.max_tokens,
+            stop=settings.stop,
+            extra=tuple((name, json.dumps(value)) for name, value in settings.extra.items()),
+        )
         return LLM(self.counting, role, self.model_name(role), sampling, stage)
 
     def reward_for(self, stage: str) -> Reward:
@@ -234,19 +234,13 @@ class Runtime:
 
         Raises `EndpointUnreachable` or `AuthenticationFailed`.
         """
-        found: dict[str, list[str]] = {}
-        for role in ROLES:
-            settings = self.settings(role)
-            backend = self._transport.of(role) if isinstance(self._transport, ByRole) else self._transport
-            check = getattr(backend, "check", None)
-            if check is not None and settings.base_url not in found:
-                found[settings.base_url] = self.call(check)
-        return found
+        transports = self._transports
+        return {} if transports is None else self.call(transports.check)
 
     def close(self) -> None:
         """Cancel what is in flight, commit what is queued, and give the portal back. Closing twice does nothing."""
         portal, stack = self._portal, self._stack
-        self._portal = self._stack = self._counting = None
+        self._portal = self._stack = self._counting = self._transports = None
         if portal is not None:
             try:
                 if stack is not None:
@@ -257,40 +251,17 @@ class Runtime:
             self.encoder.close()
 
 
-class ByRole:
-    """A transport for each role, below one ledger, one budget and one set of limits."""
+def budget_of(section: BudgetSection) -> Budget:
+    """The section as the LLM runtime takes it."""
+    from instructgym.llm_backends.budget import Budget
+    from instructgym.llm_backends.pricing import Price
 
-    def __init__(self, transports: Mapping[str, LLMBackend]) -> None:
-        self._transports = dict(transports)
-        self.name = "+".join(dict.fromkeys(transport.name for transport in transports.values()))
+    def bounds(part: RoleBudgetSection) -> dict[str, Any]:
+        found = {"max_calls": part.max_calls, "max_tokens": part.max_tokens, "max_cost_usd": part.max_cost_usd}
+        return {name: value for name, value in found.items() if value is not None}
 
-    def of(self, role: str) -> LLMBackend:
-        return self._transports[role]
-
-    async def complete(self, request: Request) -> Completion:
-        return await self._transports[request.role].complete(request)
-
-    async def aclose(self) -> None:
-        for transport in self._transports.values():
-            await transport.aclose()
-
-
-def _transport(settings: LLMSettings, config: Config) -> LLMBackend:
-    if settings.backend == "simulated":
-        from instructgym.llm_backends.simulated import SimulatedBackend
-
-        return SimulatedBackend(run_seed=config.run.seed)
-    if settings.backend == "replay":
-        from instructgym.llm_backends.replay import ReplayBackend
-
-        return ReplayBackend(Path(settings.replay_path))
-    from instructgym.llm_backends.openai_compatible import OpenAICompatibleBackend
-
-    return OpenAICompatibleBackend(
-        settings.base_url,
-        api_key_env=settings.api_key_env,
-        timeout_s=settings.timeout_s,
-        send_seed=settings.send_seed,
-        max_connections=max(1000, config.limits.concurrency),
-        run_seed=config.run.seed,
+    return Budget(
+        **bounds(section),
+        roles={role: Budget(**own) for role in ROLES if (own := bounds(getattr(section, role)))},
+        prices={model: Price(price.prompt, price.completion) for model, price in section.prices.items()},
     )

@@ -19,6 +19,7 @@ from instructgym.train.policies import AGENT, REWARD_MEMORY
 from instructgym.train.reward_memory import encode_memory
 from instructgym.train.run_folder import canonical_json
 from instructgym.train.stage import StageContext, StageOutput
+from instructgym.train.traffic import Traffic
 from instructgym.train.watched_env import WatchedVectorEnv
 
 __all__ = ["LEARNING_CURVE", "METRICS", "run_train"]
@@ -51,7 +52,9 @@ def run_train(context: StageContext) -> StageOutput:
             env.end_rollout()
             shown = {name: _finite(value) for name, value in sorted(metrics.items()) if not name.startswith("time/")}
             curve.append({"steps": steps, **shown})
-            for name, value in metrics.items():
+            meter = runtime.traffic
+            traffic = {} if meter is None else Traffic.total(meter.rows("train")).scalars()
+            for name, value in (metrics | traffic).items():
                 writer.add_scalar(name, value, steps)
             mean = metrics.get("rollout/ep_rew_mean")
             note = "" if mean is None else f"mean episode reward {mean:.2f}"
@@ -79,6 +82,8 @@ def run_train(context: StageContext) -> StageOutput:
         "steps": curve[-1]["steps"] if curve else 0,
         "num_envs": config.train.num_envs,
         "final_mean_episode_reward": curve[-1].get("rollout/ep_rew_mean") if curve else None,
+        # Who comes first in asynchronous collection depends on time.
+        "repeats_to_the_byte": config.agent.kwargs.get("collect") != "async",
         "accounting": runtime.accounting("train"),
     }
     return StageOutput((AGENT, LEARNING_CURVE), result)

@@ -184,6 +184,11 @@ def test_reset_evolves_the_users_own_text(make):
         ({"instrution": "a"}, ConfigError, "unknown reset option 'instrution'; did you mean 'instruction'? Known: "),
         ({"seed_id": "moon"}, SeedError, "there is no seed 'moon' among the 3 of this environment."),
         ({"instruction": " "}, SeedError, "reset option 'instruction' is empty; expected the text of an instruction."),
+        (
+            {"instruction": "a \ud83d b"},
+            SeedError,
+            "reset option 'instruction' holds half of a surrogate pair, which is no character; expected text.",
+        ),
         ({"input": "a"}, ConfigError, "reset option 'input' has no 'instruction'; pass both."),
         (
             {"instruction": "a", "seed_id": "sky"},

@@ -51,6 +51,40 @@ class Scripted:
         self.closed += 1
 
 
+class Held:
+    """Answers a request when the test says so, by its text."""
+
+    name = "held"
+
+    def __init__(self) -> None:
+        self.requests: dict[str, Request] = {}
+        self.calls: dict[str, asyncio.Future[Completion]] = {}
+        self.texts: list[str] = []
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.calls)
+
+    async def complete(self, request: Request) -> Completion:
+        text = request.messages[-1].content
+        self.texts.append(text)
+        self.requests[text] = request
+        self.calls[text] = asyncio.get_running_loop().create_future()
+        try:
+            return await self.calls[text]
+        finally:
+            del self.calls[text]
+
+    def end(self, text: str, outcome: Outcome | None = None) -> None:
+        outcome = outcome or answer()
+        if isinstance(outcome, BaseException):
+            self.calls[text].set_exception(outcome)
+        else:
+            self.calls[text].set_result(outcome)
+
+    async def aclose(self) -> None: ...
+
+
 class EchoAnswerer:
     """Answers with the last message and the seed: what the server serves in tests."""
 

@@ -6,12 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructgym.errors import BackendError, BudgetExhausted, ConfigError, RateLimited, ServerError
+from instructgym.errors import (
+    BackendError,
+    BudgetExhausted,
+    ConfigError,
+    EndpointUnreachable,
+    RateLimited,
+    ServerError,
+)
 from instructgym.llm_backends.budget import Budget, Budgeted, Spent
 from instructgym.llm_backends.pricing import Price, charged_tokens, tokens_at_most
 from instructgym.types import Completion, Request, Sampling, Usage
 
-from .fakes import Scripted, answer, ask
+from .fakes import Held, Scripted, answer, ask
 
 
 async def test_calls_are_counted_and_the_budget_is_exhausted_when_nothing_is_in_flight():
@@ -65,6 +72,82 @@ async def test_attempt_without_usage_stays_at_its_reservation_unless_it_was_turn
                 await budgeted.complete(request)
 
 
+async def test_attempt_that_reached_nobody_is_no_call():
+    budgeted = Budgeted(Scripted(EndpointUnreachable("nobody")), Budget(max_calls=1))
+    with pytest.raises(EndpointUnreachable):
+        await budgeted.complete(ask())
+    await budgeted.complete(ask())
+
+
+async def test_large_reservation_is_not_overtaken_for_ever_by_small_ones():
+    transport = Held()
+    large, small = ask("large " + "x" * 800), [ask(f"small {i}") for i in range(4)]
+    room = tokens_at_most(small[0]).total
+    budgeted = Budgeted(transport, Budget(max_tokens=tokens_at_most(large).total + room))
+    tasks = [asyncio.create_task(budgeted.complete(request)) for request in (*small[:2], large, *small[2:])]
+    await asyncio.sleep(0.01)
+    assert transport.texts == ["small 0", "small 1"]
+    transport.end("small 0")
+    await asyncio.sleep(0.01)
+    assert transport.texts[2:] == []
+    transport.end("small 1")
+    await asyncio.sleep(0.01)
+    assert transport.texts[2:] == [large.messages[0].content]
+    transport.end(transport.texts[2])
+    await asyncio.sleep(0.01)
+    transport.end("small 2")
+    transport.end("small 3")
+    await asyncio.gather(*tasks)
+
+
+async def test_when_the_one_in_front_gives_up_those_behind_it_are_let_through():
+    transport = Held()
+    first, large, small = ask("first"), ask("large " + "x" * 500), ask("small")
+    budgeted = Budgeted(transport, Budget(max_tokens=tokens_at_most(first).total + 200))
+    tasks = [asyncio.create_task(budgeted.complete(request)) for request in (first, large, small)]
+    await asyncio.sleep(0.01)
+    assert transport.texts == ["first"]
+    tasks[1].cancel()
+    await asyncio.sleep(0.01)
+    assert transport.texts == ["first", "small"]
+    transport.end("first")
+    transport.end("small")
+    await asyncio.gather(tasks[0], tasks[2])
+
+
+async def test_leave_that_comes_with_the_cancellation_is_passed_on():
+    transport = Held()
+    budgeted = Budgeted(transport, Budget(max_tokens=tokens_at_most(ask("first")).total + 15))
+    tasks = [asyncio.create_task(budgeted.complete(ask(text))) for text in ("first", "other", "third")]
+    await asyncio.sleep(0)
+    transport.end("first")
+    await asyncio.sleep(0)  # now it is the other's turn, who has not yet run
+    tasks[1].cancel()
+    await asyncio.sleep(0.01)
+    assert transport.texts == ["first", "third"]
+    transport.end("third")
+    await asyncio.gather(tasks[0], tasks[2])
+
+
+async def test_one_that_waits_for_its_roles_account_is_woken_by_its_role_and_not_held_up_by_others():
+    transport = Held()
+    bound = tokens_at_most(ask("expert 0")).total
+    budgeted = Budgeted(transport, Budget(max_tokens=10 * bound, roles={"expert": Budget(max_tokens=bound)}))
+    names = ["expert 0", "expert 1", "judge 00", "judge 01"]
+    tasks = [asyncio.create_task(budgeted.complete(ask(name, role=name.split()[0]))) for name in names]
+    await asyncio.sleep(0.01)
+    assert transport.texts == ["expert 0", "judge 00", "judge 01"]
+    transport.end("judge 00")
+    await asyncio.sleep(0.01)
+    assert "expert 1" not in transport.texts
+    transport.end("expert 0", RateLimited("turned away"))
+    await asyncio.sleep(0.01)
+    assert transport.texts[-1] == "expert 1"
+    transport.end("expert 1")
+    transport.end("judge 01")
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def test_cost_is_reserved_at_the_models_price():
     prices = {"simulated": Price(1.0, 10.0)}
     budgeted = Budgeted(Scripted(), Budget(max_cost_usd=0.0012, prices=prices))
@@ -81,7 +164,7 @@ async def test_cost_budget_needs_a_price_and_token_budget_needs_max_tokens():
         await Budgeted(Scripted(), Budget(max_cost_usd=1.0)).complete(ask(model="mystery"))
     assert str(caught.value) == (
         "a cost budget is set and the price of model 'mystery' is not known; "
-        "set budget.prices.mystery to its US dollars a million prompt and completion tokens"
+        'set budget.prices."mystery" to its US dollars a million prompt and completion tokens'
     )
     with pytest.raises(ConfigError) as caught:
         await Budgeted(Scripted(), Budget(max_tokens=100)).complete(ask(sampling=Sampling(max_tokens=None)))
@@ -187,7 +270,7 @@ def test_no_interleaving_exceeds_the_budget(seed, jobs, max_calls, max_tokens, r
         assert max_calls is None or transport.calls <= max_calls
         assert max_tokens is None or transport.used <= max_tokens
         assert reviewer_tokens is None or transport.used_by_role["reviewer"] <= reviewer_tokens
-        assert not budgeted._waiters
+        assert not any(budgeted._waiting.values())
         for account in (budgeted._run, *budgeted._roles.values()):
             assert account.in_flight == 0
 

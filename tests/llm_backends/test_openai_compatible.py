@@ -1,15 +1,10 @@
 """The transport over real sockets."""
 
 import asyncio
+import contextlib
 import json
-import re
-import shutil
-import socket
-import ssl
-import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
@@ -31,69 +26,28 @@ from instructgym.errors import (
 )
 from instructgym.llm_backends.openai_compatible import OpenAICompatibleBackend
 from instructgym.llm_backends.seeding import request_seed
-from instructgym.llm_backends.stack import open_stack
-from instructgym.types import Completion, Usage
+from instructgym.types import Choice, Completion, Sampling
 
 from .fakes import ask
-
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-GOOD = json.dumps({"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}).encode()
+from .raw_http import (
+    GOOD,
+    Handler,
+    error,
+    free_port,
+    garbage,
+    hang_up,
+    http,
+    never_answer,
+    reset_in_the_body,
+    serving,
+    stop_halfway,
+    trickle,
+)
 
 
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "test")
-
-
-def http(
-    status: int, body: bytes, *, content_type: str = "application/json", length: int | None = None, **headers: str
-):
-    lines = [f"HTTP/1.1 {status} X", f"Content-Type: {content_type}", f"Content-Length: {length or len(body)}"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
-
-
-def error(status: int, message: str, **fields: str) -> bytes:
-    return http(status, json.dumps({"error": {"message": message, **fields}}).encode())
-
-
-@asynccontextmanager
-async def serving(
-    *replies: bytes | Handler, tls: ssl.SSLContext | None = None
-) -> AsyncIterator[tuple[str, list[dict]]]:
-    """A raw socket server that gives `replies` in turn, the last one again and again; yields URL and bodies seen."""
-    seen: list[dict] = []
-    queue = list(replies)
-    tasks: set[asyncio.Task] = set()
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(asyncio.current_task())
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = re.search(rb"content-length: (\d+)", head.lower())
-                body = await reader.readexactly(int(length[1])) if length else b""
-                seen.append(json.loads(body) if body else {"get": head.split()[1].decode()})
-                reply = queue.pop(0) if len(queue) > 1 else queue[0]
-                if not isinstance(reply, bytes):
-                    await reply(reader, writer)
-                    return
-                writer.write(reply)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
-    port = server.sockets[0].getsockname()[1]
-    try:
-        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1", seen
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -111,34 +65,6 @@ async def outcome(*replies: bytes | Handler, **options) -> Completion | BackendE
             return await transport.complete(ask())
         except BackendError as caught:
             return caught
-
-
-async def reset_in_the_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(http(200, GOOD[:10], length=len(GOOD)))
-    await writer.drain()
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    writer.transport.abort()
-
-
-async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.close()
-
-
-async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(60)
-
-
-async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(http(200, b"", length=len(GOOD)))
-    for byte in GOOD:
-        writer.write(bytes([byte]))
-        await writer.drain()
-        await asyncio.sleep(0.1)
-
-
-async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"\x00\x01 this is not HTTP\r\n\r\n")
-    await writer.drain()
 
 
 @pytest.mark.parametrize(
@@ -196,8 +122,16 @@ async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
             "the reply's message has no content",
         ),
         (reset_in_the_body, ConnectionLost, None),
+        (stop_halfway, ConnectionLost, None),
         (hang_up, ConnectionLost, None),
         (garbage, ConnectionLost, None),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", ConnectionLost, None),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: minus one\r\n\r\n", ConnectionLost, None),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", ConnectionLost, None),
+        (b"HTTP/1.1 OK\r\n\r\n", ConnectionLost, None),
+        (http(200, b"not gzip", Content_Encoding="gzip"), ConnectionLost, None),
+        (http(204, b""), MalformedReply, "the reply is broken or cut JSON, 0 bytes: ''"),
+        (http(304, b""), BadRequest, "the endpoint refuses the request (HTTP 304)"),
     ],
 )
 async def test_each_failure_has_its_error(reply, kind, words):
@@ -233,9 +167,7 @@ async def test_retry_after_is_read_in_each_form():
 
 
 async def test_nobody_there_and_no_such_host():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    url = f"http://127.0.0.1:{free_port()}/v1"
     async with backend(url) as transport:
         for call in (transport.complete(ask()), transport.check()):
             with pytest.raises(EndpointUnreachable) as caught:
@@ -246,33 +178,95 @@ async def test_nobody_there_and_no_such_host():
             await transport.check()
 
 
-@pytest.fixture
-def expired_tls(tmp_path: Path) -> ssl.SSLContext:
-    """A server's context whose certificate ended in 2021 (and which nobody trusts)."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command")
-    key, certificate = str(tmp_path / "key"), str(tmp_path / "certificate")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1"]
-    dates = ["-not_before", "20200101000000Z", "-not_after", "20210101000000Z"]
-    files = ["-keyout", key, "-out", certificate]
-    if subprocess.run([*command, *dates, *files], capture_output=True, check=False).returncode != 0:
-        subprocess.run([*command, "-days", "1", *files], capture_output=True, check=True)  # openssl before 3.4
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(certificate, key)
-    return tls
-
-
-async def test_certificate_that_is_not_trusted_is_said(expired_tls: ssl.SSLContext):
-    async with serving(http(200, GOOD), tls=expired_tls) as (url, _), backend(url) as transport:
-        with pytest.raises(EndpointUnreachable, match=r"check the endpoint's certificate$"):
-            await transport.complete(ask())
-
-
 async def test_good_reply_of_any_content_type_without_usage_and_of_ten_megabytes():
     assert await outcome(http(200, GOOD)) == Completion("hi")
     assert await outcome(http(200, GOOD, content_type="text/plain")) == Completion("hi")
     large = json.dumps({"choices": [{"message": {"content": "x" * 10_000_000}}]}).encode()
     assert len((await outcome(http(200, large))).text) == 10_000_000
+
+
+async def test_what_a_request_asks_for_is_what_the_server_gets():
+    sampling = Sampling(
+        temperature=0.25,
+        top_p=0.5,
+        max_tokens=9,
+        stop=("END", "\n\n"),
+        top_logprobs=3,
+        extra=(("response_format", '{"type": "json_object"}'), ("guided_regex", '"[ab]+"'), ("top_k", "40")),
+        n=2,
+    )
+    two = json.dumps({"choices": [{"message": {"content": text}} for text in ("a", "b")]}).encode()
+    async with serving(http(200, two)) as (url, seen), backend(url, run_seed=3) as transport:
+        completion = await transport.complete(ask("指令 \ud83d 🪁", sampling=sampling, sample=(1, 2)))
+    assert completion == Completion("a", others=(Choice("b"),))
+    assert seen == [
+        {
+            "model": "simulated",
+            "messages": [{"role": "user", "content": "指令 \ud83d 🪁"}],
+            "temperature": 0.25,
+            "top_p": 0.5,
+            "n": 2,
+            "max_tokens": 9,
+            "stop": ["END", "\n\n"],
+            "seed": request_seed(3, (1, 2)),
+            "logprobs": True,
+            "top_logprobs": 3,
+            "response_format": {"type": "json_object"},
+            "guided_regex": "[ab]+",
+            "top_k": 40,
+        }
+    ]
+
+
+async def test_prompt_of_megabytes_is_sent():
+    async with serving(http(200, GOOD)) as (url, seen), backend(url) as transport:
+        await transport.complete(ask("x" * 3_000_000))
+    assert len(seen[0]["messages"][0]["content"]) == 3_000_000
+
+
+async def test_fewer_choices_than_asked_are_an_answer_and_said_once(caplog: pytest.LogCaptureFixture):
+    async with serving(http(200, GOOD)) as (url, _), backend(url) as transport:
+        for _ in range(2):
+            assert await transport.complete(ask(sampling=Sampling(n=4))) == Completion("hi")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{url} gave 1 of the 4 choices asked for; it may not know 'n'"
+    ]
+
+
+async def test_headers_of_every_reply_are_handed_on():
+    heard: list[str | None] = []
+    replies = [http(status, GOOD, X_Left=str(status)) for status in (200, 429, 400, 500)]
+    async with serving(*replies) as (url, _), backend(url) as transport:
+        transport.on_headers = lambda headers: heard.append(headers.get("x-left"))
+        for _ in replies:
+            with contextlib.suppress(BackendError):
+                await transport.complete(ask())
+    assert heard == ["200", "429", "400", "500"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_redirect_is_not_followed_and_names_the_place(status: int):
+    async with serving(http(200, GOOD)) as (elsewhere, seen):
+        there = http(status, b"moved", Location=f"{elsewhere}/chat/completions?token=secret")
+        async with serving(there) as (url, _), backend(url) as transport:
+            for call in (transport.complete(ask()), transport.check()):
+                with pytest.raises(BadRequest) as caught:
+                    await call
+                assert str(caught.value) == (
+                    f"{url} redirects to {elsewhere}/chat/completions (HTTP {status}), and the key is not sent on; "
+                    "set the base URL to where the endpoint is"
+                )
+    assert seen == []
+
+
+async def test_query_of_the_base_url_stays_at_the_end():
+    async with serving(http(200, GOOD)) as (url, seen), backend(f"{url}/?api-version=1") as transport:
+        await transport.complete(ask())
+        await transport.check()
+    assert [head.split()[1] for head in seen.heads] == [
+        "/v1/chat/completions?api-version=1",
+        "/v1/models?api-version=1",
+    ]
 
 
 async def test_seed_is_a_function_of_run_seed_and_sample_and_can_be_left_out():
@@ -315,6 +309,16 @@ async def test_no_key_is_said_before_anything_is_sent(monkeypatch: pytest.Monkey
         assert await transport.complete(ask()) == Completion("hi")
 
 
+async def test_backend_that_is_closed_while_it_opens_leaves_nothing_open():
+    async with serving(http(200, GOOD)) as (url, _):
+        transport = OpenAICompatibleBackend(url)
+        call = asyncio.create_task(transport.complete(ask()))
+        await asyncio.sleep(0)
+        await transport.aclose()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+
 async def test_closed_backend_may_be_used_again():
     async with serving(http(200, GOOD)) as (url, _), backend(url) as transport:
         for _ in range(2):
@@ -338,43 +342,26 @@ def test_open_backend_in_another_loop_is_refused():
     asyncio.run(first())
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "http://",
+        "http://:80/v1",
+        "ftp://h/v1",
+        "http://h:port/v1",
+        "http://h:99999/v1",
+        "http://[::1",
+    ],
+)
+def test_what_is_no_url_is_refused(url: str):
+    with pytest.raises(ConfigError) as caught:
+        OpenAICompatibleBackend(url)
+    assert str(caught.value) == f"base_url is {url!r}; expected a URL such as 'http://localhost:8000/v1'"
+
+
 def test_nonsense_options_are_refused():
-    with pytest.raises(
-        ConfigError, match=r"^base_url is 'localhost:8000'; expected a URL such as 'http://localhost:8000/v1'$"
-    ):
-        OpenAICompatibleBackend("localhost:8000")
     with pytest.raises(ConfigError, match=r"^timeout_s is 0; expected a positive number of seconds$"):
         OpenAICompatibleBackend("http://x/v1", timeout_s=0)
-
-
-async def test_server_that_dies_and_comes_back_costs_attempts_and_no_calls():
-    good = json.dumps(
-        {"choices": [{"message": {"content": "hi"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
-    ).encode()
-    async with serving(http(200, good)) as (url, _):
-        port = int(url.split(":")[2].split("/")[0])
-    transport = OpenAICompatibleBackend(url)
-    stack = open_stack(transport, max_attempts=20)
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(http(200, good, Connection="close"))
-        await writer.drain()
-        writer.close()
-
-    async def up() -> asyncio.Server:
-        return await asyncio.start_server(handle, "127.0.0.1", port, reuse_address=True)
-
-    server = await up()
-    assert (await stack.backend.complete(ask("before"))).usage == Usage(1, 1)
-    server.close()
-    during = asyncio.create_task(stack.backend.complete(ask("during")))
-    await asyncio.sleep(0.3)
-    assert not during.done()
-    server = await up()
-    assert (await during).text == "hi"
-    stats = stack.stats()["expert", "evolve"]
-    assert (stats.calls, stats.failed) == (2, 0)
-    assert stats.attempts > 2
-    await stack.aclose()
-    server.close()
+    with pytest.raises(ConfigError, match=r"^max_connections is 0; expected at least 1$"):
+        OpenAICompatibleBackend("http://x/v1", max_connections=0)

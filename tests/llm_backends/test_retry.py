@@ -4,6 +4,7 @@ import random
 import pytest
 
 from instructgym.errors import (
+    BackendError,
     BadRequest,
     BudgetExhausted,
     CallTimeout,
@@ -17,6 +18,7 @@ from instructgym.llm_backends.limits import Limited, Limits
 from instructgym.llm_backends.retry import Attempt, Retry
 from instructgym.types import Request, Usage
 
+from . import virtual_time
 from .fakes import Scripted, answer, ask
 
 
@@ -69,6 +71,58 @@ async def test_unreachable_is_final_before_the_first_success_and_transient_after
     assert (await retry.complete(ask())).text == "back"
 
 
+async def test_unreachable_is_final_for_a_role_that_never_got_an_answer():
+    transport = Scripted(answer(), EndpointUnreachable("nobody"))
+    retry, log = retrying(transport)
+    await retry.complete(ask(role="expert"))
+    with pytest.raises(EndpointUnreachable):
+        await retry.complete(ask(role="reviewer"))
+    assert log.statuses == ["ok"]  # what reached nobody was not sent
+
+
+@pytest.mark.parametrize(
+    "busy",
+    [RateLimited("busy", status=429), ServerError("busy", status=503), EndpointUnreachable("gone for a while")],
+)
+def test_busy_or_absent_endpoint_loses_no_call_before_the_deadline(busy: BackendError):
+    async def go() -> list[str]:
+        transport = Scripted(answer(), *[busy for _ in range(30)])
+        retry, log = retrying(transport, max_attempts=2, deadline_s=600.0)
+        await retry.complete(ask())
+        assert await retry.complete(ask()) == answer()
+        return log.statuses
+
+    statuses = virtual_time.run(go())
+    assert statuses.count("ok") == 2
+    assert len(statuses) == (2 if isinstance(busy, EndpointUnreachable) else 32)
+
+
+def test_endpoint_that_stays_busy_ends_the_call_at_its_deadline():
+    async def go() -> float:
+        retry, _ = retrying(Scripted(*[RateLimited("busy", status=429) for _ in range(9999)]), deadline_s=60.0)
+        with pytest.raises(RateLimited, match=r"^busy \(gave up after \d+ attempts; the next would begin after the"):
+            await retry.complete(ask())
+        return asyncio.get_running_loop().time()
+
+    assert virtual_time.run(go()) <= 60.0
+
+
+async def test_without_a_deadline_busy_counts_as_an_attempt():
+    retry, log = retrying(Scripted(*[RateLimited("busy", status=429) for _ in range(9)]), deadline_s=None)
+    with pytest.raises(RateLimited, match=r"^busy \(gave up after 5 attempts\)$"):
+        await retry.complete(ask())
+    assert len(log.statuses) == 5
+
+
+async def test_failures_are_counted_apart_from_being_turned_away():
+    busy, failed = RateLimited("busy", status=429), ServerError("500", status=500)
+    retry, _ = retrying(Scripted(busy, failed, busy, busy, failed, answer()), max_attempts=3)
+    assert await retry.complete(ask()) == answer()
+    retry, _ = retrying(Scripted(busy, failed, busy, failed, answer()), max_attempts=2)
+    with pytest.raises(ServerError, match=r"^500 \(gave up after 4 attempts\)$"):
+        await retry.complete(ask())
+
+
 async def test_exhausted_budget_is_no_attempt():
     retry, log = retrying(Scripted(BudgetExhausted("spent")))
     with pytest.raises(BudgetExhausted):
@@ -83,8 +137,12 @@ async def test_retry_after_is_obeyed_and_a_deadline_that_it_exceeds_ends_the_cal
     await retry.complete(ask())
     assert loop.time() - start >= 0.2
     retry, _ = retrying(Scripted(RateLimited("slow down", retry_after_s=3600)), deadline_s=5.0)
-    with pytest.raises(RateLimited, match=r"^slow down \(gave up after 1 attempt\)$"):
+    with pytest.raises(RateLimited) as caught:
         await retry.complete(ask())
+    assert str(caught.value) == (
+        "slow down (gave up after 1 attempt; the endpoint asks to wait 3600 s, which is after the deadline of 5 s "
+        "for the whole call)"
+    )
 
 
 async def test_deadline_cuts_the_attempt_in_flight():
@@ -143,3 +201,5 @@ def test_nonsense_options_are_refused():
         Retry(Scripted(), max_attempts=0)
     with pytest.raises(ConfigError, match=r"^deadline_s is -1; expected a positive number of seconds, or none at all$"):
         Retry(Scripted(), deadline_s=-1)
+    with pytest.raises(ConfigError, match=r"^backoff_s is -1, backoff_cap_s 30.0; expected seconds, 0 or more$"):
+        Retry(Scripted(), backoff_s=-1)

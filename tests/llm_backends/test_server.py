@@ -3,12 +3,14 @@ import json
 import statistics
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import aiohttp
 import pytest
 
-from instructgym.errors import ConfigError, ModelNotFound, RateLimited
+from instructgym.errors import CallTimeout, ConfigError, ModelNotFound, RateLimited
 from instructgym.llm_backends.limits import Limits
 from instructgym.llm_backends.openai_compatible import OpenAICompatibleBackend
 from instructgym.llm_backends.seeding import request_seed
@@ -63,6 +65,7 @@ def test_server_in_a_thread_answers_plain_http():
             "by_status": {"200": 2, "400": 1},
             "distinct_bodies": 2,
             "repeated_bodies": 1,
+            "repeated_answers": 1,
             "in_flight": 0,
             "max_in_flight": 1,
         }
@@ -98,6 +101,74 @@ def test_faults_come_at_their_rate_are_of_every_kind_and_pass_on_repetition():
     assert set(faults) == {None, *FAULTS}
     faulty = next(i for i, fault in enumerate(faults) if fault is not None)
     assert None in [behaviour.fault_of(str(faulty).encode(), seen) for seen in range(5)]
+
+
+async def test_faults_on_demand_are_what_they_say():
+    body = {"model": "simulated", "messages": [{"role": "user", "content": "x"}]}
+
+    async def answers_of(fault: str) -> tuple[int, str, bytes, Mapping[str, Any]]:
+        behaviour = ServerBehaviour(fault_rate=1.0, faults=(fault,), slow_s=0.3)
+        async with (
+            SimulatedServer(EchoAnswerer(), behaviour) as server,
+            aiohttp.ClientSession() as session,
+            session.post(f"{server.base_url}/chat/completions", json=body) as response,
+        ):
+            return response.status, response.content_type, await response.read(), server.stats()
+
+    status, _, content, stats = await answers_of("400")
+    assert (status, json.loads(content)["error"]["message"]) == (400, "this prompt is not to its liking")
+    assert (stats["by_status"], stats["repeated_answers"]) == ({"400": 1}, 0)
+    _, _, content, _ = await answers_of("large")
+    assert len(content) > 10_000_000
+    assert json.loads(content)["choices"][0]["message"]["content"] == "x / 0 / 1"
+    _, _, content, _ = await answers_of("no_usage")
+    assert "usage" not in json.loads(content)
+    status, content_type, content, stats = await answers_of("text_plain")
+    assert (status, content_type, stats["by_status"]) == (200, "text/plain", {"text_plain": 1})
+    assert json.loads(content)["usage"] == {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}
+    began = asyncio.get_running_loop().time()
+    assert (await answers_of("slow"))[0] == 200
+    assert asyncio.get_running_loop().time() - began >= 0.3
+
+
+async def test_client_that_leaves_is_counted_and_frees_its_place():
+    behaviour = ServerBehaviour(fault_rate=1.0, faults=("hang",))
+    async with SimulatedServer(EchoAnswerer(), behaviour) as server:
+        backend = OpenAICompatibleBackend(server.base_url, timeout_s=0.1)
+        with pytest.raises(CallTimeout):
+            await backend.complete(ask())
+        await asyncio.sleep(0.05)
+        assert server.stats()["by_status"] == {"gone": 1}
+        assert (server.stats()["requests"], server.stats()["in_flight"]) == (1, 0)
+        await backend.aclose()
+
+
+async def test_rate_limit_is_kept_and_said_in_headers():
+    behaviour = ServerBehaviour(rate_limit=2, rate_window_s=0.4)
+    said: list[tuple[str, ...]] = []
+    async with SimulatedServer(EchoAnswerer(), behaviour) as server:
+        backend = OpenAICompatibleBackend(server.base_url)
+        backend.on_headers = lambda headers: said.append(
+            tuple(headers[f"x-ratelimit-{name}-requests"] for name in ("limit", "remaining", "reset"))
+        )
+        await backend.complete(ask("1"))
+        await backend.complete(ask("2"))
+        with pytest.raises(RateLimited) as caught:
+            await backend.complete(ask("3"))
+        assert [(limit, left) for limit, left, _ in said] == [("2", "1"), ("2", "0"), ("2", "0")]
+        assert all(reset.endswith("s") and 0.0 < float(reset[:-1]) <= 0.4 for _, _, reset in said)
+        assert 0.0 < caught.value.retry_after_s <= 0.4
+        await asyncio.sleep(caught.value.retry_after_s)
+        await backend.complete(ask("3"))
+        assert server.stats()["by_status"] == {"200": 3, "429": 1}
+        await backend.aclose()
+
+
+def test_fault_named_twice_comes_twice_as_often():
+    behaviour = ServerBehaviour(fault_rate=1.0, faults=("500", "500", "400"))
+    faults = Counter(behaviour.fault_of(str(i).encode(), 0) for i in range(3000))
+    assert faults["500"] == pytest.approx(2000, rel=0.1)
+    assert faults["400"] == pytest.approx(1000, rel=0.1)
 
 
 async def test_at_ten_per_cent_mixed_faults_every_call_completes_and_the_counts_agree(tmp_path):
@@ -139,6 +210,10 @@ async def test_port_in_use_and_nonsense_knobs_are_refused():
         ServerBehaviour(fault_rate=2)
     with pytest.raises(ConfigError, match=r"^unknown fault 'flood'; expected one of 429, "):
         ServerBehaviour(faults=("flood",))
+    with pytest.raises(ConfigError, match=r"^rate_limit is 0; expected at least 1, or none at all$"):
+        ServerBehaviour(rate_limit=0)
+    with pytest.raises(ConfigError, match=r"^rate_window_s is 0; expected a positive number of seconds$"):
+        ServerBehaviour(rate_window_s=0)
 
 
 async def test_simulated_backend_says_the_same_over_http_and_in_process():

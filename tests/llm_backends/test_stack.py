@@ -11,6 +11,7 @@ from instructgym.llm_backends.retry import Retry
 from instructgym.llm_backends.stack import open_stack
 from instructgym.types import Completion, Message
 
+from . import virtual_time
 from .fakes import Scripted, answer, ask
 
 
@@ -46,6 +47,17 @@ async def test_backoff_holds_no_slot(tmp_path: Path):
     assert not failing.done()
     assert await failing == answer()
     await stack.aclose()
+
+
+def test_backoff_is_the_stacks_to_say():
+    async def go() -> float:
+        failures = [ServerError("x", status=500) for _ in range(4)]
+        stack = open_stack(Scripted(*failures), backoff_s=100.0, backoff_cap_s=100.0, deadline_s=None)
+        await stack.backend.complete(ask())
+        await stack.aclose()
+        return asyncio.get_running_loop().time()
+
+    assert virtual_time.run(go()) > 50.0
 
 
 async def test_budget_is_not_held_by_an_attempt_that_was_cancelled_before_it_was_sent():

@@ -87,7 +87,7 @@ def test_an_override_of_one_reviewer_value_keeps_the_others_defaults() -> None:
         (
             "llm.expert.backend=replay",
             "quickstart: 'llm': backend 'replay' has no recording for the expert; set llm.replay_path to a "
-            "ledger.sqlite.",
+            "run's folder, its ledger.sqlite, or what `ledger export` wrote.",
         ),
         (
             "reward.terms={novelty = 0}",

@@ -1,0 +1,107 @@
+"""Who answers each role: the transports that a config names, one for all roles that mean the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from instructgym.errors import EndpointUnreachable
+from instructgym.llm_backends.base import LLMBackend
+from instructgym.llm_backends.by_role import ByRole
+from instructgym.train.config import MAX_CONCURRENCY, ROLES, Config, LLMSettings
+
+if TYPE_CHECKING:
+    from instructgym.llm_backends.endpoint_pool import EndpointPool
+    from instructgym.llm_backends.limits import Limits
+    from instructgym.llm_backends.openai_compatible import OpenAICompatibleBackend
+
+__all__ = ["Transports"]
+
+_MADE_OF = {
+    "simulated": (),
+    "replay": ("replay_path",),
+    "openai": ("urls", "api_key_env", "timeout_s", "send_seed"),
+    "transformers": ("model", "device", "dtype", "batch_tokens", "max_batch", "trust_remote_code"),
+}
+"""The settings of which a backend is made; what a request says (model, temperature, ...) is not among them."""
+
+
+class Transports(ByRole):
+    """The transports of a run. `pools` are those of the HTTP endpoints, each with an adaptive limit of its own."""
+
+    def __init__(self, config: Config, limits: Limits) -> None:
+        self.pools: list[EndpointPool] = []
+        self._endpoints: list[dict[str, OpenAICompatibleBackend]] = []
+        made: dict[str, LLMBackend] = {}
+        by_role: dict[str, LLMBackend] = {}
+        for role in ROLES:
+            settings = config.llm.for_role(role)
+            same = json.dumps([settings.backend, *(getattr(settings, name) for name in _MADE_OF[settings.backend])])
+            if same not in made:
+                made[same] = self._make(settings, config, limits)
+            by_role[role] = made[same]
+        super().__init__(by_role)
+
+    async def check(self) -> Mapping[str, list[str]]:
+        """Ask each HTTP endpoint once for its models; ``base_url -> names`` (empty: it does not list them).
+
+        Of several endpoints for one role it is enough that one answers. Raises `EndpointUnreachable` if none does, and
+        `AuthenticationFailed`.
+        """
+        found: dict[str, list[str]] = {}
+        for endpoints in self._endpoints:
+            absent = []
+            for url, backend in endpoints.items():
+                try:
+                    found[url] = await backend.check()
+                except EndpointUnreachable as error:
+                    absent.append(error)
+            if len(absent) == len(endpoints):
+                raise absent[0]
+        return found
+
+    def _make(self, settings: LLMSettings, config: Config, limits: Limits) -> LLMBackend:
+        seed = config.run.seed
+        if settings.backend == "openai":
+            return self._make_pool(settings, seed, limits)
+        if settings.backend == "transformers":
+            from instructgym.llm_backends.local_transformers import TransformersBackend
+
+            return TransformersBackend(
+                settings.model,
+                device=settings.device,
+                dtype=settings.dtype,
+                batch_tokens=settings.batch_tokens,
+                max_batch=settings.max_batch,
+                trust_remote_code=settings.trust_remote_code,
+                run_seed=seed,
+            )
+        if settings.backend == "replay":
+            from instructgym.llm_backends.replay import ReplayBackend
+
+            return ReplayBackend(Path(settings.replay_path))
+        from instructgym.llm_backends.simulated import SimulatedBackend
+
+        return SimulatedBackend(run_seed=seed)
+
+    def _make_pool(self, settings: LLMSettings, seed: int, limits: Limits) -> LLMBackend:
+        from instructgym.llm_backends.endpoint_pool import EndpointPool
+        from instructgym.llm_backends.openai_compatible import OpenAICompatibleBackend
+
+        endpoints = {
+            url: OpenAICompatibleBackend(
+                url,
+                api_key_env=settings.api_key_env,
+                timeout_s=settings.timeout_s,
+                send_seed=settings.send_seed,
+                max_connections=limits.concurrency or MAX_CONCURRENCY,
+                run_seed=seed,
+            )
+            for url in settings.urls
+        }
+        pool = EndpointPool(list(endpoints.values()), limits)
+        self.pools.append(pool)
+        self._endpoints.append(endpoints)
+        return pool
