@@ -23,7 +23,7 @@ from instructgym.llm_backends.secret import layers, public_url, read_key, withou
 from instructgym.llm_backends.seeding import request_seed
 from instructgym.types import Completion, Request
 
-__all__ = ["OpenAICompatibleBackend"]
+__all__ = ["OpenAICompatibleBackend", "check_url"]
 
 _CHECK_TIMEOUT_S = 5.0
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class OpenAICompatibleBackend:
         max_connections: int = 1000,
         run_seed: int = 0,
     ) -> None:
-        _check_url(base_url, api_key_env)
+        check_url(base_url, api_key_env)
         if timeout_s <= 0:
             raise ConfigError(f"timeout_s is {timeout_s}; expected a positive number of seconds")
         if max_connections < 1:
@@ -201,7 +201,8 @@ class OpenAICompatibleBackend:
         return self._session
 
 
-def _check_url(base_url: str, api_key_env: str) -> None:
+def check_url(base_url: str, api_key_env: str) -> None:
+    """Raise `ConfigError` unless `base_url` is one that can be asked and that holds no password."""
     try:
         parts = urlsplit(base_url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -167,6 +167,8 @@ class LLMSection(LLMSettings):
     def _each_role_is_whole(self) -> LLMSection:
         for role in ROLES:
             settings = self.for_role(role)
+            if settings.backend == "openai":
+                _check_urls(settings)
             if settings.backend in ("openai", "transformers") and not settings.model:
                 raise ValueError(
                     f"backend '{settings.backend}' has no model for the {role}; set llm.model (or llm.{role}.model)"
@@ -177,6 +179,17 @@ class LLMSection(LLMSettings):
                     "ledger.sqlite, or what `ledger export` wrote"
                 )
         return self
+
+
+def _check_urls(settings: LLMSettings) -> None:
+    """Here and not when they are first asked: a config is written into its run's folder, and must hold no password."""
+    from instructgym.llm_backends.openai_compatible import check_url
+
+    for url in settings.urls:
+        try:
+            check_url(url, settings.api_key_env)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
 
 class LimitsSection(Section):
