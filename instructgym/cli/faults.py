@@ -20,7 +20,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from instructgym.errors import BudgetExhausted, InstructGymError
+from instructgym.errors import BudgetExhausted, InstructGymError, TransientError
 
 __all__ = [
     "BUG",
@@ -73,9 +73,11 @@ def _tell(error: Exception) -> int:
         say(f"{head} {error}")
         if isinstance(error, BudgetExhausted):
             say(
-                "Raise the budget (--set budget.max_calls=N, --set budget.max_tokens=N) or drop it, and run the same "
-                "command: it goes on from here; what was paid for is kept."
+                "Raise that bound (e.g. --set budget.max_calls=N; a role's is budget.ROLE.max_calls) or drop it, and "
+                "run the same command: it goes on from here; what was paid for is kept."
             )
+        elif isinstance(error, TransientError):
+            say(_GO_ON)
         return error.exit_code
     if isinstance(error, BrokenPipeError):
         _let_go_of_stdout()

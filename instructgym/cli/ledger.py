@@ -52,6 +52,7 @@ def show(
     key: Annotated[str, typer.Argument(metavar="[KEY]", help="A call, by the first digits of its key.")] = "",
     role: RoleOption = None,
     stage: StageOption = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only calls that failed for good.")] = False,
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many calls.")] = 20,
 ) -> None:
     """List calls, or show one whole: the messages that were sent and the answer."""
@@ -59,7 +60,7 @@ def show(
 
     from instructgym.llm_backends.ledger_selection import Selection
 
-    selection = Selection(key=key.lower(), role=role, stage=stage)
+    selection = Selection(key=key.lower(), role=role, stage=stage, failed=failed)
     with closing(_open(folder)) as store:
         found = store.count(selection)
         rows = list(islice(store.rows(selection), limit))
@@ -143,7 +144,8 @@ def prune(
 ) -> None:
     """Drop calls from a ledger and shrink its file: those for which all that you give holds.
 
-    What is asked again is paid again. What was paid stays counted: attempts, tokens and budgets do not change.
+    A stage that is finished stays so; one that runs asks again what it lacks, and that is paid again.
+    What was paid stays counted: attempts, tokens and budgets do not change.
     """
     from instructgym.llm_backends.ledger_selection import Selection
     from instructgym.llm_backends.ledger_transfer import prune as drop

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from instructgym.cli.faults import say, stand_down
+from instructgym.errors import ConfigError
 
 __all__ = ["register"]
 
@@ -40,6 +41,10 @@ def serve(
     from instructgym.llm_backends.server import FAULTS, ServerBehaviour, SimulatedServer, serve_forever
     from instructgym.llm_backends.simulated import SimulatedBackend
 
+    if fault and not fault_rate:
+        raise ConfigError(
+            "--fault names faults, and --fault-rate is 0; say how often they come, e.g. --fault-rate 0.05"
+        )
     names = tuple(model or ("simulated",))
     behaviour = ServerBehaviour(
         latency_s=latency,

@@ -286,7 +286,7 @@ def _run(config: Config, folder: Path, stages: Sequence[str], retry_failed: bool
 
 def _conclude(result: RunResult, config: Config) -> None:
     from instructgym.cli.report import chosen_policies, print_policies
-    from instructgym.cli.traffic import print_traffic
+    from instructgym.cli.traffic import print_traffic, say_failures
 
     ran = {report.stage for report in result.stages}
     evaluation = result.summary.get("evaluation")
@@ -298,6 +298,8 @@ def _conclude(result: RunResult, config: Config) -> None:
             simulated=bool(result.summary.get("simulated")),
         )
     print_traffic(result.traffic)
+    if any(row.failed for row in result.traffic):
+        say_failures(result.out)
     for name, note in _written(ran, result.summary).items():
         path = result.out / name
         if path.exists():

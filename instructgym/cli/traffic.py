@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from instructgym.train.estimate import Estimate
     from instructgym.train.traffic import Traffic
 
-__all__ = ["print_estimate", "print_traffic"]
+__all__ = ["print_estimate", "print_traffic", "say_failures"]
 
 
 def print_traffic(rows: Sequence[Traffic]) -> None:
@@ -38,6 +40,20 @@ def print_traffic(rows: Sequence[Traffic]) -> None:
     print_table((*columns, "US$") if priced else columns, cells, left=2, title="Calls of this run")
 
 
+def say_failures(folder: Path) -> None:
+    """Which calls failed for good, by what was wrong with them."""
+    from instructgym.llm_backends.ledger_rows import Failure
+    from instructgym.llm_backends.ledger_selection import Selection
+    from instructgym.llm_backends.ledger_store import SqliteStore
+
+    with closing(SqliteStore(folder / "ledger.sqlite", read_only=True)) as store:
+        outcomes = [row.outcome for row in store.rows(Selection(failed=True))]
+    kinds = Counter(outcome.error for outcome in outcomes if isinstance(outcome, Failure))
+    if kinds:
+        counts = ", ".join(f"{count:,} {name}" for name, count in kinds.most_common())
+        say(f"calls that failed for good: {counts}; `instructgym ledger show {folder} --failed` lists them")
+
+
 def print_estimate(found: Estimate, config: Config, folder: Path) -> None:
     """The dry run: a row a stage and role, what the ledger already holds, and what the budget does not allow."""
     from instructgym.train.estimate import over_budget
@@ -51,7 +67,15 @@ def print_estimate(found: Estimate, config: Config, folder: Path) -> None:
         )
         for row in found.rows
     ]
-    columns: tuple[str, ...] = ("stage", "role", "model", "calls", "prompt tokens", "completion tokens", "at most")
+    columns: tuple[str, ...] = (
+        "stage",
+        "role",
+        "model",
+        "calls",
+        "prompt tokens",
+        "completion tokens",
+        "tokens at most",
+    )
     total: tuple[str, ...] = (
         *("total", "", "", f"{found.calls:,}"),
         *(
@@ -73,7 +97,8 @@ def print_estimate(found: Estimate, config: Config, folder: Path) -> None:
     if not priced:
         unknown = ", ".join(sorted({row.model for row in found.rows if row.cost_usd is None}))
         say(
-            f"no cost: set budget.prices.MODEL = {{prompt = ..., completion = ...}} (US$ a million tokens) of {unknown}"
+            f'no cost: set budget.prices."MODEL" = {{prompt = ..., completion = ...}} (US$ a million tokens) for '
+            f"{unknown}"
         )
     _say_what_is_paid(folder)
     for line in over_budget(found, config):
@@ -86,11 +111,8 @@ def _say_what_is_paid(folder: Path) -> None:
     path = folder / "ledger.sqlite"
     if not path.is_file():
         return
-    store = SqliteStore(path, read_only=True)
-    try:
+    with closing(SqliteStore(path, read_only=True)) as store:
         answered = sum(tally.calls for tally in store.tallies().values())
-    finally:
-        store.close()
     say(f"{folder} already holds {answered:,} answers; what was asked before is not asked again")
 
 

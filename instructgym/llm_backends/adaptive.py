@@ -19,6 +19,7 @@ _GAIN = 0.3  # more calls that yield less than this share of the throughput they
 _RETREAT = 0.9
 _SAMPLES = 16
 _LEVEL_ROUNDS = 64
+_REMEMBERED_S = 10.0
 
 
 class Sent(NamedTuple):
@@ -67,6 +68,8 @@ class AdaptiveLimit:
       as many answers as the limit.
     - *Decrease* to 0.92 by an event: three overloads with fewer than ten answers to each. Each further overload of
       calls that were sent before it takes its slot with it, down to half; so an overshoot of any size is one event.
+      For ten seconds the limit then stays below where it was too much: to find the same wall again at once would only
+      turn calls away.
     - *Latency*: by Little's law the throughput is limit / latency. When the limit has grown to a new level (twice the
       last in slow start, then 1.25 times), the latencies of the two levels are compared. If the growth yielded, beyond
       two standard errors, less than 0.3 of the throughput that it should, the limit goes to 0.9 of where the earlier
@@ -83,6 +86,7 @@ class AdaptiveLimit:
         self._overloads = 0.0
         self._decreased_at = 0
         self._decreased_to = 0.0
+        self._too_much, self._too_much_until_s = math.inf, -math.inf
         self._slow_start = start < ceiling
         self._growing_at(self._limit)
 
@@ -111,7 +115,7 @@ class AdaptiveLimit:
             return
         if sent.number > self._level.first:
             self._level.add(sent, now_s)
-            self._grow()
+            self._grow(now_s)
 
     def overloaded(self, sent: Sent) -> None:
         self.in_flight -= 1
@@ -126,6 +130,7 @@ class AdaptiveLimit:
         self._overloads = 0.0
         self._decreased_at = self._sent
         self._decreased_to = max(self._floor, self._limit / 2)
+        self._too_much, self._too_much_until_s = float(int(self._limit)), sent.at_s + _REMEMBERED_S
         self._slow_start = False
         self._growing_at(max(self._floor, self._limit * _DECREASE))
 
@@ -137,10 +142,13 @@ class AdaptiveLimit:
         self._before: _Level | None = None
         self._level = _Level(self._sent, limit)
 
-    def _grow(self) -> None:
+    def _grow(self, now_s: float) -> None:
         level = self._level
-        if self._limit < self._ceiling:
-            self._limit = min(self._ceiling, self._limit + (1.0 if self._slow_start else min(1.0, self._pace)))
+        ceiling = self._ceiling
+        if now_s < self._too_much_until_s:
+            ceiling = min(ceiling, self._too_much - 1.0)
+        if self._limit < ceiling:
+            self._limit = min(ceiling, self._limit + (1.0 if self._slow_start else min(1.0, self._pace)))
         self._answers += 1
         if self._answers >= self._limit:
             self._answers = 0

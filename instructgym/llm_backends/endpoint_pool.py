@@ -59,6 +59,7 @@ class EndpointPool:
         self._clock = clock
         self._line: WaitingLine[_Leave] = WaitingLine(self._unsent)
         self._turn = -1
+        self._told_of: set[Endpoint] = set()
 
     @property
     def in_flight(self) -> int:
@@ -97,6 +98,7 @@ class EndpointPool:
                 completion = await endpoint.transport.complete(request)
             except BackendError as error:
                 endpoint.failed(sent, error, self._clock())
+                self._tell_of_rest(endpoint, error)
                 refused = (*refused, endpoint)
                 if not isinstance(error, EndpointUnreachable) or len(refused) == len(self._endpoints):
                     raise
@@ -109,6 +111,11 @@ class EndpointPool:
                 return completion
             finally:
                 self._line.serve()
+
+    def _tell_of_rest(self, endpoint: Endpoint, error: BackendError) -> None:
+        if len(self._endpoints) > 1 and endpoint.rest_s(self._clock()) and endpoint not in self._told_of:
+            self._told_of.add(endpoint)
+            _log.warning("%s fails; its work goes to the others until it answers again: %s", endpoint.name, error)
 
     def _admit(self, request: Request, refused: tuple[Endpoint, ...]) -> _Leave | Later:
         """A slot at the endpoint with the most room, of those that have not refused and do not rest.

@@ -140,7 +140,7 @@ class LLMSettings(Section):
     @property
     def urls(self) -> tuple[str, ...]:
         """Where backend 'openai' asks."""
-        return self.base_urls or (self.base_url,)
+        return tuple(dict.fromkeys(url.rstrip("/") for url in self.base_urls or (self.base_url,)))
 
 
 class LLMSection(LLMSettings):
@@ -369,6 +369,10 @@ def advice(config: Config) -> tuple[str, ...]:
             "env.elimination holds 'no_gain' and reward.terms 'reviewer_equality': the reviewer eliminates every "
             "rewrite that the reward would score 0, so the reward of the others is constant; drop one of the two."
         )
+    settings = [config.llm.for_role(role) for role in ROLES]
+    if all(own.backend in ("openai", "transformers") for own in settings):
+        strangers = sorted(set(config.budget.prices) - {own.model for own in settings})
+        found += [f"budget.prices holds a price of '{model}', which no role asks." for model in strangers]
     if config.seeds.holdout == 0.0 and config.evaluate.policies:
         found.append("seeds.holdout is 0: the policies are compared on seeds that the instructor was trained on.")
     return tuple(found)

@@ -40,7 +40,9 @@ def fault_lines(error: ValidationError) -> list[str]:
     for fault in error.errors(include_url=False):
         key = ".".join(str(part) for part in fault["loc"])
         message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "value_error":
+        if fault["type"] == "missing":
+            lines.append(f"'{key}' is not given; expected a value.")
+        elif fault["type"] == "value_error":
             lines.append(f"'{key}': {message}." if key else f"{message}.")
         else:
             expected = message.removeprefix("Input should be ")

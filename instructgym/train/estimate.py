@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from instructgym.llm_backends.base import LLMBackend
-from instructgym.llm_backends.pricing import price_of, tokens_at_most
+from instructgym.llm_backends.pricing import Price, price_of, tokens_at_most
 from instructgym.llm_backends.simulated import SimulatedBackend
 from instructgym.train.chains import Chain, ChainJob, run_chains
 from instructgym.train.config import ROLES, BudgetSection, Config, LimitsSection
@@ -178,6 +178,8 @@ def _evaluated(config: Config, seeds: SeedSplit, runtime: Runtime) -> int:
 def _row(stage: str, role: str, asked: _Asked, config: Config, runtime: Runtime) -> EstimateRow:
     model = runtime.model_name(role)
     price = price_of(model, budget_of(config.budget).prices)
+    if runtime.settings(role).backend in ("transformers", "replay"):
+        price = Price(0.0, 0.0)
 
     def cost(prompt_tokens: int, completion_tokens: int) -> float | None:
         return None if price is None else price.picodollars(prompt_tokens, completion_tokens) / 1e12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Coroutine, Mapping
 from functools import cached_property
@@ -42,6 +43,7 @@ class Runtime:
         self._stack: BackendStack | None = None
         self._counting: CountingBackend | None = None
         self._meter: TrafficMeter | None = None
+        self._recorded: dict[str, list[tuple[str, str]]] = {}
 
     # --- before any call ----------------------------------------------------------------------------------------------
     @cached_property
@@ -69,11 +71,33 @@ class Runtime:
         return self.config.llm.for_role(role)
 
     def model_name(self, role: str) -> str:
-        """The model that a role asks for; the simulator's carries its version."""
+        """The model that a role asks for: the simulator's carries its version, a recording says its own.
+
+        Raises `ConfigError` if a recording holds several models and the config names none, `RunFolderError` if there is
+        no recording.
+        """
         from instructgym.llm_backends.simulated import SIMULATOR_VERSION
 
         settings = self.settings(role)
+        if settings.backend == "replay" and not settings.model:
+            return self._recorded_model(role, settings.replay_path)
         return f"simulated-{SIMULATOR_VERSION}" if settings.backend == "simulated" else settings.model
+
+    def _recorded_model(self, role: str, path: str) -> str:
+        from instructgym.errors import ConfigError
+        from instructgym.llm_backends.ledger_store import SqliteStore
+        from instructgym.llm_backends.ledger_transfer import recording
+
+        if path not in self._recorded:
+            with recording(Path(path)) as file, contextlib.closing(SqliteStore(file, read_only=True)) as store:
+                self._recorded[path] = sorted({(of, model) for of, _, model in store.tallies()})
+        models = [model for of, model in self._recorded[path] if of == role]
+        if len(models) > 1:
+            raise ConfigError(
+                f"the recording {path} holds answers of {', '.join(models)} for the {role}; "
+                f"say which with llm.{role}.model"
+            )
+        return models[0] if models else ""
 
     def models(self, policy: str) -> dict[str, str]:
         """Who chooses, writes and reviews, by name."""

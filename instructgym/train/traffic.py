@@ -117,7 +117,8 @@ class TrafficMeter:
             if any(new):
                 price = self._prices(model)
                 cost = None if price is None else price.picodollars(new[3], new[4]) / 1e12
-                row = Traffic(of_stage, role, 0, new[0], new[1], new[2], new[3], new[4], cost)
+                # A failure that was asked again and answered counts no more, so there may be fewer than before.
+                row = Traffic(of_stage, role, 0, new[0], max(0, new[1]), new[2], new[3], new[4], cost)
                 found.setdefault((of_stage, role), []).append(row)
         return [
             replace(Traffic.total(parts, at[0]), role=at[1])

@@ -38,8 +38,8 @@ def test_a_spent_budget_ends_with_3_and_says_how_to_go_on() -> None:
     assert result.exit_code == 3
     assert result.stderr == (
         "error: the budget of 5 calls is spent\n"
-        "Raise the budget (--set budget.max_calls=N, --set budget.max_tokens=N) or drop it, and run the same command: "
-        "it goes on from here; what was paid for is kept.\n"
+        "Raise that bound (e.g. --set budget.max_calls=N; a role's is budget.ROLE.max_calls) or drop it, and run the "
+        "same command: it goes on from here; what was paid for is kept.\n"
     )
 
 

@@ -205,3 +205,10 @@ def test_fixed_limit_is_moved_by_nothing():
     limit = AdaptiveLimit(start=8, ceiling=8, floor=8)
     seen = drive(limit, CapacityLimited(fixed(0.5), lambda now: 4), 10.0)
     assert set(seen.limits_since(0.0)) == {8}
+
+
+@pytest.mark.parametrize(("capacity", "share"), [(2, 0.06), (8, 0.02), (16, 0.02)])
+def test_small_endpoint_is_not_pushed_against_its_wall_again_and_again(capacity, share):
+    seen = drive(AdaptiveLimit(), CapacityLimited(fixed(0.1), lambda _: capacity), 40.0)
+    assert seen.rate(10.0, 40.0) >= 0.95 * capacity / 0.1
+    assert seen.refused_share(10.0) <= share

@@ -27,7 +27,7 @@ from instructgym.llm_backends.stack import open_stack
 from instructgym.types import Completion, Request, Sampling
 
 from . import virtual_time
-from .fakes import Held, answer, ask
+from .fakes import Held, Scripted, answer, ask
 from .virtual_time import now
 
 
@@ -467,3 +467,18 @@ def test_pool_is_a_backend_under_its_transports_names():
     pool = EndpointPool([Held(), Held(), Server("other")])
     assert isinstance(pool, LLMBackend)
     assert pool.name == "held+other"
+
+
+async def test_an_endpoint_that_rests_is_told_of_once(caplog):
+    class Gone(Scripted):
+        url = "http://gone/v1"
+
+        async def complete(self, request):
+            raise EndpointUnreachable("nobody answers")
+
+    pool = EndpointPool([Gone(), Scripted()])
+    with caplog.at_level("WARNING"):
+        for number in range(5):
+            await pool.complete(ask(str(number)))
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["http://gone/v1 fails; its work goes to the others until it answers again: nobody answers"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from instructgym.errors import ConfigError
-from instructgym.train.config import Config, build_config, flatten
+from instructgym.train.config import Config, advice, build_config, flatten
 from instructgym.train.config_text import config_names, json_schema, load_config, to_toml
 
 
@@ -105,6 +105,15 @@ def test_an_override_of_one_reviewer_value_keeps_the_others_defaults() -> None:
 )
 def test_wrong_values_are_refused_in_words(override: str, message: str) -> None:
     assert message_of(override) == message
+
+
+def test_a_price_that_nobody_needs_is_warned_of_and_urls_are_asked_once() -> None:
+    endpoint = ("llm.backend=openai", "llm.model=m", 'llm.base_urls=["http://a/v1", "http://a/v1/", "http://b/v1"]')
+    prices = 'budget.prices."gpt-4.1"={prompt = 1.0, completion = 2.0}'
+    config = load_config("quickstart", [*endpoint, prices])
+    assert config.llm.urls == ("http://a/v1", "http://b/v1")
+    assert config.budget.prices["gpt-4.1"].completion == 2.0
+    assert "budget.prices holds a price of 'gpt-4.1', which no role asks." in advice(config)
 
 
 def test_every_fault_is_named_at_once() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import queue
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -20,6 +22,7 @@ from instructgym.types import Completion, Request
 
 __all__ = ["Job", "Worker"]
 
+_EXIT_GRACE_S = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -71,7 +74,9 @@ class Worker:
         self._closing = threading.Event()
         self._waiting: deque[tuple[Row, Job]] = deque()
         self.ended: Future[None] = Future()
-        threading.Thread(target=self._run, name=f"model {name}", daemon=True).start()
+        self.thread = threading.Thread(target=self._run, name=f"model {name}", daemon=True)
+        self.thread.start()
+        _workers.add(self)
 
     def submit(self, request: Request) -> Job:
         job = Job(request)
@@ -228,3 +233,16 @@ def _free_memory(device: object) -> None:
 
     if getattr(device, "type", "") == "cuda":
         torch.cuda.empty_cache()
+
+
+_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_at_exit() -> None:
+    """The interpreter aborts if it ends under a thread that is inside of torch; a step is over soon."""
+    workers = list(_workers)
+    for worker in workers:
+        worker.close()
+    for worker in workers:
+        worker.thread.join(_EXIT_GRACE_S)
