@@ -113,7 +113,8 @@ def run(
             context = StageContext(config, folder, _split(found, config), runtime, watcher)
             reports = _run_stages(wanted, context, retry_failed)
             summary = _conclude(context)
-            traffic = () if runtime.traffic is None else tuple(runtime.traffic.rows())
+            rows = () if runtime.traffic is None else runtime.traffic.rows()
+            traffic = tuple(sorted(rows, key=lambda row: (ALL.index(row.stage), row.role)))
             return RunResult(folder.path, tuple(reports), summary, traffic)
     finally:
         runtime.close()
