@@ -122,9 +122,10 @@ class Ledger:
         else:
             self._store.put_soon(row)
 
-    def hits(self, role: str, stage: str) -> int:
-        """Calls of (role, stage) that were answered without one of our own, in this process."""
-        return self._hits.get((role, stage), 0)
+    @property
+    def hits(self) -> Mapping[tuple[str, str], int]:
+        """Calls by (role, stage) that were answered without one of our own, in this process."""
+        return dict(self._hits)
 
     def stats(self) -> Mapping[tuple[str, str], CallStats]:
         """Counts by (role, stage)."""

@@ -166,7 +166,7 @@ class Runtime:
         ledger = self._stack.ledger
         self._meter = TrafficMeter(
             self._stack.store.tallies,
-            lambda: {at: stats.hits for at, stats in ledger.stats().items() if stats.hits},
+            lambda: ledger.hits,
             lambda: ledger.in_flight,
             lambda model: price_of(model, budget.prices),
         )
