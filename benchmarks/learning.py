@@ -30,8 +30,8 @@ from instructgym.envs.spec import REVIEWER_SAMPLING, EnvConfig
 from instructgym.envs.vector_env import InstructionEvolutionVectorEnv
 from instructgym.llm_backends.base import LLM
 from instructgym.llm_backends.simulated import SIMULATOR_VERSION, SimulatedBackend
+from instructgym.rewards.building import make_reward
 from instructgym.rewards.encoders import open_encoder
-from instructgym.rewards.registry import make_reward
 from instructgym.train.chains import ChainJob, run_chains
 from instructgym.train.config_text import load_config
 from instructgym.train.seed_files import read_seeds, split_seeds

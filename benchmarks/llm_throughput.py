@@ -49,8 +49,8 @@ from instructgym.llm_backends.openai_wire import request_body
 from instructgym.llm_backends.seeding import request_seed
 from instructgym.llm_backends.server_behaviour import ServerBehaviour, prompt_digest
 from instructgym.llm_backends.stack import BackendStack, open_stack
+from instructgym.rewards.building import make_reward
 from instructgym.rewards.encoders import open_encoder
-from instructgym.rewards.registry import make_reward
 from instructgym.train.bounded import map_bounded
 from instructgym.train.chains import ChainJob, run_chains
 from instructgym.train.seed_files import read_seeds

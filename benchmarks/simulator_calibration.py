@@ -31,8 +31,8 @@ from instructgym.llm_backends.simulated.expert import OPERATIONS, suits
 from instructgym.llm_backends.simulated.reading import lexicon, read
 from instructgym.metrics.faults import has_chatter, leaks_template, refuses
 from instructgym.metrics.text import count_words, normalise
-from instructgym.rewards.hashing_encoder import HashingEncoder
-from instructgym.rewards.prompts import equality_messages, parse_equality
+from instructgym.rewards.encoders.hashing import HashingEncoder
+from instructgym.rewards.judging.equality import equality_messages, parse_equality
 from instructgym.train.seed_files import read_seeds
 from instructgym.types import Elimination, Instruction, Sampling, Seed, Transition
 

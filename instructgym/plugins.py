@@ -1,4 +1,4 @@
-"""What users bring: objects of their own as ``path/to/file.py:NAME``, and names that are nearly right.
+"""What users bring: objects of their own as ``path/to/file.py:NAME``, names that are nearly right, extras installed.
 
 Every layer may import this; it imports only the errors.
 """
@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from instructgym.errors import ConfigError
+from instructgym.errors import ConfigError, MissingDependencyError
 
-__all__ = ["is_file_reference", "load_from_file", "nearest"]
+__all__ = ["is_file_reference", "load_from_file", "nearest", "require"]
 
 
 def is_file_reference(text: str) -> bool:
@@ -59,3 +59,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}Known: {', '.join(names)}."
+
+
+def require(module: str, *, extra: str) -> None:
+    """Raise `MissingDependencyError`, with the line that installs it, unless `module` can be imported."""
+    if importlib.util.find_spec(module) is None:
+        raise MissingDependencyError(f"this needs {module}, which is not installed: pip install 'instructgym[{extra}]'")

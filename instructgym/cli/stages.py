@@ -234,11 +234,15 @@ def _without_reviewer(base: str, given: list[str] | None) -> dict[str, Any]:
     """The config values that keep every part from asking the reviewer. Raises `ConfigError` if no reward is left."""
     from instructgym.envs.elimination import DEFAULT_RULES
     from instructgym.errors import ConfigError
-    from instructgym.rewards.registry import requires
+    from instructgym.rewards.building import requires
     from instructgym.train.config_text import load_config
 
     config = load_config(config_source(base), given or [])
-    terms = {name: weight for name, weight in config.reward.terms.items() if "reviewer" not in requires({name: 1.0})}
+    terms = {
+        name: weight
+        for name, weight in config.reward.terms.items()
+        if "reviewer" not in requires(name, config.reward.define)
+    }
     if not any(terms.values()):
         raise ConfigError(
             f"--reviewer none leaves no reward: the terms {', '.join(config.reward.terms)} all ask the reviewer. Name "

@@ -15,6 +15,7 @@ from instructgym.envs.elimination import EliminationRules
 from instructgym.envs.loading import load_action_set
 from instructgym.envs.observations import Observer
 from instructgym.envs.operations import ActionSet
+from instructgym.envs.rollout_log import RolloutLog
 from instructgym.envs.seeds import as_instruction, load_seeds
 from instructgym.envs.spec import REVIEWER_SAMPLING, EnvConfig
 from instructgym.errors import ConfigError, SeedError
@@ -25,10 +26,10 @@ from instructgym.llm_backends.portal import Portal, acquire_portal
 from instructgym.llm_backends.stack import BackendStack, open_stack
 from instructgym.plugins import nearest
 from instructgym.rewards.base import Reward
+from instructgym.rewards.building import make_reward, requires
 from instructgym.rewards.composition import as_reward
-from instructgym.rewards.encoder_base import Encoder
 from instructgym.rewards.encoders import open_encoder
-from instructgym.rewards.registry import make_reward, requires
+from instructgym.rewards.encoders.base import Encoder
 from instructgym.types import Instruction, Seed
 
 __all__ = ["Blueprint", "Session"]
@@ -114,7 +115,7 @@ class Session:
     wrong address is an error here and not a row of failed steps.
     """
 
-    def __init__(self, blueprint: Blueprint) -> None:
+    def __init__(self, blueprint: Blueprint, rows: int) -> None:
         self._process = os.getpid()
         self.portal: Portal = acquire_portal()
         self._stack: BackendStack | None = None
@@ -123,6 +124,7 @@ class Session:
             # A model loads here and not on the portal's loop, where it would hold up every other env's calls.
             encoder = blueprint.encoder() if _needs_encoder(blueprint.config) else None
             self.dynamics: Dynamics = self.portal.call(self._open, blueprint, encoder)
+            self.rollout = RolloutLog(self.dynamics.reward, rows)
         except BaseException:
             self.close()
             raise
@@ -154,7 +156,9 @@ class Session:
         changes_topic = [operation.name for operation in blueprint.action_set.operations if operation.changes_topic]
         reward: Reward
         if isinstance(config.reward, (str, Mapping)):
-            reward = make_reward(config.reward_spec, reviewer=reviewer, encoder=encoder, changes_topic=changes_topic)
+            reward = make_reward(
+                config.reward_spec, expert=expert, reviewer=reviewer, encoder=encoder, changes_topic=changes_topic
+            )
         else:
             reward = as_reward(config.reward)
         rules: Eliminates

@@ -16,9 +16,9 @@ from instructgym.metrics.faults import has_chatter, refuses, template_markers
 from instructgym.metrics.structure import coverage, structured_blocks
 from instructgym.metrics.text import count_words, has_only_stop_words, normalise
 from instructgym.plugins import nearest
-from instructgym.rewards.encoder_base import Encoder
-from instructgym.rewards.reviewer import ask_equality
-from instructgym.rewards.validity import MAX_WORDS, relatedness
+from instructgym.rewards.control.validity import MAX_WORDS, relatedness
+from instructgym.rewards.encoders.base import Encoder
+from instructgym.rewards.reviewers.equality import ask_equality
 from instructgym.types import Elimination, Instruction, Transition, Usage
 
 __all__ = ["CUT", "DEFAULT_RULES", "RULES", "EliminationRules", "Inspection", "cut"]

@@ -70,6 +70,14 @@ class InstructionEvolutionEnv(gymnasium.Env[Any, np.int64]):
             raise UsageError("retry() repeats a step whose info['valid'] is False; the last one was valid.")
         return self._step(session, state, action)
 
+    def end_rollout(self) -> None:
+        """Tell a reward with memory that a rollout is over: it takes the valid steps since the last, in order.
+
+        Until then all steps are scored by the memory as it was. Without such a reward it does nothing.
+        """
+        session, _ = self._running()
+        session.call(session.rollout.commit)
+
     def action_masks(self) -> NDArray[np.bool_]:
         """Which actions are legal now, (A,) bool: what sb3-contrib asks for."""
         session, state = self._running()
@@ -102,6 +110,8 @@ class InstructionEvolutionEnv(gymnasium.Env[Any, np.int64]):
     def _step(self, session: Session, state: State, action: np.int64) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         outcome, observation = session.call(self._outcome, session.dynamics, state, int(action))
         self._state, self._failed, self.last_outcome = outcome.state, not outcome.valid, outcome
+        if outcome.valid:
+            session.rollout.add(0, outcome.transition)
         reward = 0.0 if outcome.reward is None else outcome.reward
         info = step_info(outcome, session.dynamics.action_mask(outcome.state))
         return observation, reward, outcome.terminated, outcome.truncated, info
@@ -112,7 +122,7 @@ class InstructionEvolutionEnv(gymnasium.Env[Any, np.int64]):
 
     def _open(self) -> Session:
         if self._session is None:
-            self._session = Session(self._blueprint)
+            self._session = Session(self._blueprint, 1)
         return self._session
 
     def _running(self) -> tuple[Session, State]:

@@ -16,7 +16,7 @@ from instructgym.errors import ConfigError
 from instructgym.metrics.surface import SURFACE_FEATURES, surface_features
 from instructgym.metrics.text import count_words
 from instructgym.plugins import nearest
-from instructgym.rewards.encoder_base import Encoder
+from instructgym.rewards.encoders.base import Encoder
 
 __all__ = ["OBSERVATION_MODES", "ByteTokenizer", "Observer", "Tokenizer"]
 

@@ -17,9 +17,9 @@ from instructgym.errors import ConfigError
 from instructgym.llm_backends.base import LLM, LLMBackend
 from instructgym.plugins import nearest
 from instructgym.rewards.base import Reward
+from instructgym.rewards.building import requires
 from instructgym.rewards.composition import as_reward
-from instructgym.rewards.encoder_base import Encoder
-from instructgym.rewards.registry import requires
+from instructgym.rewards.encoders.base import Encoder
 from instructgym.types import Instruction, Sampling, Seed, Transition
 
 __all__ = ["BACKENDS", "EnvConfig"]

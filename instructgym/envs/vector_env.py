@@ -73,9 +73,9 @@ class InstructionEvolutionVectorEnv(VectorEnv[Any, Any, Any]):
     An invalid row (a call failed, or the reward is missing) is truncated, so it is reset in the same step like any
     ended row. The state in which it failed is kept until the row's next step or reset: `retry_rows` goes back to it.
 
-    Besides Gymnasium's interface: `action_masks`, `states`, `last_outcomes`, `last_transitions`, `retry_rows`, and
-    `send` / `recv` / `cancel` for those who do not want to wait for the slowest row (names and idea are EnvPool's, Weng
-    et al. 2022, arXiv 2206.10558).
+    Besides Gymnasium's interface: `action_masks`, `states`, `last_outcomes`, `last_transitions`, `retry_rows`,
+    `end_rollout` (for rewards with memory), and `send` / `recv` / `cancel` for those who do not want to wait for the
+    slowest row (names and idea are EnvPool's, Weng et al. 2022, arXiv 2206.10558).
 
     Args:
         num_envs: N.
@@ -248,6 +248,16 @@ class InstructionEvolutionVectorEnv(VectorEnv[Any, Any, Any]):
         if self._flights:
             self._running().call(self._drop, list(self._flights))
 
+    def end_rollout(self) -> None:
+        """Tell a reward with memory that a rollout is over: it takes the rows' valid steps, in (row, step) order.
+
+        Until then all steps are scored by the memory as it was; without such a reward it does nothing. A step belongs
+        to the rollout in which it is received; one that is in flight belongs to the next, and is scored by the memory
+        that the reward has when its score is asked for.
+        """
+        session = self._running()
+        session.call(session.rollout.commit)
+
     # A step
 
     def _go(self, jobs: Sequence[_Job], *, name_rows: bool = False) -> Batch:
@@ -278,10 +288,13 @@ class InstructionEvolutionVectorEnv(VectorEnv[Any, Any, Any]):
         rewards = np.zeros(len(steps), dtype=np.float64)
         terminations = np.zeros(len(steps), dtype=np.bool_)
         truncations = np.zeros(len(steps), dtype=np.bool_)
+        session = self._running()
         for place, landed in enumerate(steps):
             row = self._row(landed.job.row)
             self._rngs[landed.job.row], row.landed = landed.rng, landed
             row.state, row.observation = landed.state, landed.observation
+            if landed.outcome.valid:
+                session.rollout.add(landed.job.row, landed.outcome.transition)
             rewards[place] = 0.0 if landed.outcome.reward is None else landed.outcome.reward
             terminations[place] = landed.outcome.terminated
             truncations[place] = landed.truncated
@@ -328,7 +341,7 @@ class InstructionEvolutionVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _open(self) -> Session:
         if self._session is None:
-            self._session = Session(self._blueprint)
+            self._session = Session(self._blueprint, self.num_envs)
             self._arrival = asyncio.Event()  # belongs to the loop that waits on it
             self.closed = False
         return self._session

@@ -262,12 +262,24 @@ def _sampling(body: Mapping[str, Any]) -> Sampling:
     )
 
 
+def _logprobs(completion: Completion) -> list[dict[str, Any]]:
+    return [
+        {
+            "token": item.token,
+            "logprob": item.logprob,
+            "top_logprobs": [{"token": token, "logprob": logprob} for token, logprob in item.top],
+        }
+        for item in completion.logprobs
+    ]
+
+
 def _reply(completions: list[Completion], model: str) -> dict[str, Any]:
     choices = [
         {
             "index": i,
             "message": {"role": "assistant", "content": completion.text},
             "finish_reason": completion.finish_reason,
+            **({"logprobs": {"content": _logprobs(completion)}} if completion.logprobs else {}),
         }
         for i, completion in enumerate(completions)
     ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from instructgym.metrics import count_words, distinct_2, mean_pairwise_distance
-from instructgym.rewards.encoder_base import Encoder
+from instructgym.rewards.encoders.base import Encoder
 from instructgym.train.chains import DIGITS, Chain
 from instructgym.types import Instruction
 

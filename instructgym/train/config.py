@@ -261,12 +261,19 @@ class EnvSection(Section):
 
 
 class RewardSection(Section):
-    """A weighted sum of named rewards. `gate`: an invalid rewrite earns nothing whatever the terms say."""
+    """A weighted sum of named rewards. `gate`: an invalid rewrite earns nothing whatever the terms say.
+
+    `define` gives names to rewards of the user's own making, each a table with ``type`` and options; `terms` and `gate`
+    speak of them like of any other.
+    """
 
     terms: dict[str, float] = Field(default_factory=lambda: {"reviewer_equality": 1.0, "novelty": 0.15})
     kwargs: dict[str, dict[str, Any]] = Field(default_factory=dict, description="arguments of single terms, by name")
     gate: bool | str | dict[str, float] = Field(
         default=True, description="true, the name of another reward, or {name = threshold}"
+    )
+    define: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description='rewards by names of your own, e.g. {type = "clip", reward = "novelty"}'
     )
 
     @property
@@ -284,6 +291,17 @@ class RewardSection(Section):
         if strangers:
             raise ValueError(f"kwargs are given for {strangers}, but the reward is made of {sorted(known)}")
         return self
+
+    @field_validator("define")
+    @classmethod
+    def _definitions_have_types(cls, define: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        from instructgym.rewards.building import check_definitions
+
+        try:
+            check_definitions(define)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return define
 
 
 class AgentSection(Section):

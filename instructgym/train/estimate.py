@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from instructgym.llm_backends.answering import ANSWER_VERSION, answer_messages
 from instructgym.llm_backends.base import LLMBackend
 from instructgym.llm_backends.pricing import Price, price_of, tokens_at_most
 from instructgym.llm_backends.simulated import SimulatedBackend
 from instructgym.train.chains import Chain, ChainJob, run_chains
 from instructgym.train.config import ROLES, BudgetSection, Config, LimitsSection
 from instructgym.train.policies import policy_names
-from instructgym.train.respond import PROMPT_VERSION, answer_sampling
+from instructgym.train.respond import answer_sampling
 from instructgym.train.runtime import Runtime, budget_of
 from instructgym.train.stage import SeedSplit
-from instructgym.types import Completion, Message, Request
+from instructgym.types import Completion, Request
 
 __all__ = ["Estimate", "EstimateRow", "estimate", "over_budget"]
 
@@ -163,8 +164,9 @@ def _answer(config: Config, chains: Sequence[Chain], runtime: Runtime) -> None:
 
     async def ask_all() -> None:
         for number, instruction in enumerate(emitted):
-            messages = [Message("user", instruction.render())]
-            await expert.ask(messages, prompt_version=PROMPT_VERSION, sample=(number, 0), sampling=sampling)
+            await expert.ask(
+                answer_messages(instruction), prompt_version=ANSWER_VERSION, sample=(number, 0), sampling=sampling
+            )
 
     runtime.call(ask_all)
 

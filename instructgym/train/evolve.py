@@ -7,18 +7,21 @@ from typing import Any
 from instructgym.train.chain_statistics import chain_statistics
 from instructgym.train.chains import Chain, ChainJob, Step, run_chains, step_row
 from instructgym.train.policies import policy_named, reward_of
+from instructgym.train.reward_memory import save_memory
 from instructgym.train.run_folder import canonical_json
 from instructgym.train.stage import StageContext, StageOutput
 
-__all__ = ["EVOLVED", "LINEAGE", "PARTIAL_LINEAGE", "emitted_rows", "run_evolve"]
+__all__ = ["EVOLVED", "EVOLVED_MEMORY", "LINEAGE", "PARTIAL_LINEAGE", "emitted_rows", "run_evolve"]
 
 LINEAGE = "lineage.jsonl"
 PARTIAL_LINEAGE = "lineage.partial.jsonl"
 EVOLVED = "stages/evolved.jsonl"
+EVOLVED_MEMORY = "stages/reward"
+"""The folder of the memory that the reward has after this stage, if it has one."""
 
 
 def run_evolve(context: StageContext) -> StageOutput:
-    """Writes `lineage.jsonl` and `stages/evolved.jsonl`.
+    """Writes `lineage.jsonl` and `stages/evolved.jsonl`, and `stages/reward/` for a reward with memory.
 
     Steps go to `lineage.partial.jsonl` as they come, in the order of their ends; it stays where the stage is cut off.
     Raises `BudgetExhausted` with what was done in the ledger; the stage then starts over from there.
@@ -59,6 +62,7 @@ def run_evolve(context: StageContext) -> StageOutput:
     finally:
         log.close()
     reward.commit([step.transition for chain in chains for step in chain.steps if step.failure is None])
+    remembers = save_memory(reward.state_dict(), context.folder.path / EVOLVED_MEMORY)
     lineage = [canonical_json(step_row(chain.job, step)) for chain in chains for step in chain.steps]
     context.folder.write_lines(LINEAGE, lineage)
     rows = [row for chain in chains for row in emitted_rows(chain, config.evolve.emit)]
@@ -70,7 +74,8 @@ def run_evolve(context: StageContext) -> StageOutput:
         "emitted": len(rows),
         "accounting": runtime.accounting("evolve"),
     }
-    return StageOutput((LINEAGE, EVOLVED), result, lost=sum(chain.incomplete for chain in chains))
+    files = (LINEAGE, EVOLVED, EVOLVED_MEMORY) if remembers else (LINEAGE, EVOLVED)
+    return StageOutput(files, result, lost=sum(chain.incomplete for chain in chains))
 
 
 def emitted_rows(chain: Chain, emit: str) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from instructgym.train.traffic import Traffic, TrafficNotes
 if TYPE_CHECKING:
     from instructgym.train.estimate import Estimate
 
-__all__ = ["ALL", "RunResult", "StageReport", "dry_run", "run"]
+__all__ = ["ALL", "RunResult", "StageReport", "dry_run", "run", "seeds_of"]
 
 ALL = ("train", "evaluate", "evolve", "respond", "filter", "export")
 LEDGER = "ledger.sqlite"
@@ -129,7 +129,12 @@ def dry_run(config: Config, *, stages: Sequence[str] = ALL) -> Estimate:
 
     wanted = _in_order(stages)
     _check_names(Runtime(config))
-    return estimate(config, _split(_read_seeds(config), config), wanted)
+    return estimate(config, seeds_of(config), wanted)
+
+
+def seeds_of(config: Config) -> SeedSplit:
+    """The config's seeds, and which of them are held out. Raises `SeedError`."""
+    return _split(_read_seeds(config), config)
 
 
 def needs(stage: str, config: Config) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from instructgym.agents.base import Agent
 from instructgym.envs.operations import ActionSet
 from instructgym.errors import ConfigError
 from instructgym.rewards.base import Reward
-from instructgym.train.reward_memory import decode_memory
+from instructgym.train.reward_memory import load_memory
 from instructgym.train.run_folder import canonical_json, digest_files
 from instructgym.train.stage import StageContext
 
@@ -19,7 +18,8 @@ __all__ = ["AGENT", "REWARD_MEMORY", "check_policy_name", "policy_digest", "poli
 
 AGENT = "agent"
 """The folder of the trained instructor in a run's folder."""
-REWARD_MEMORY = "agent/reward.json"
+REWARD_MEMORY = "agent/reward"
+"""The folder of the memory that the reward had when training ended, if it has one."""
 FIXED = "fixed:"
 
 
@@ -75,5 +75,5 @@ def reward_of(context: StageContext, stage: str) -> Reward:
     reward = context.runtime.reward_for(stage)
     path = context.folder.path / REWARD_MEMORY
     if "train" in context.manifests and path.exists():
-        reward.load_state_dict(decode_memory(json.loads(path.read_text("utf-8"))))
+        reward.load_state_dict(load_memory(path))
     return reward

@@ -6,19 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 from instructgym.errors import BackendError
+from instructgym.llm_backends.answering import ANSWER_VERSION, answer_messages
 from instructgym.llm_backends.base import LLM
 from instructgym.train.bounded import ENDS_THE_RUN, map_bounded
 from instructgym.train.config import Config
 from instructgym.train.evolve import EVOLVED
 from instructgym.train.run_folder import canonical_json
 from instructgym.train.stage import StageContext, StageOutput
-from instructgym.types import Instruction, Message, Sampling
+from instructgym.types import Instruction, Sampling
 
-__all__ = ["ANSWERS", "PROMPT_VERSION", "run_respond"]
+__all__ = ["ANSWERS", "run_respond"]
 
 ANSWERS = "stages/answers.jsonl"
 PARTIAL_ANSWERS = "stages/answers.partial.jsonl"
-PROMPT_VERSION = "answer/1"
 
 
 def run_respond(context: StageContext) -> StageOutput:
@@ -62,12 +62,10 @@ def answer_sampling(config: Config, of_expert: Sampling) -> Sampling:
 
 
 async def _answered(row: dict[str, Any], number: int, expert: LLM, sampling: Sampling) -> dict[str, Any]:
-    prompt = Instruction(row["instruction"], row["input"]).render()
+    prompt = answer_messages(Instruction(row["instruction"], row["input"]))
     result = {**row, "output": "", "finish_reason": "", "answered_by": "", "failure": None}
     try:
-        completion = await expert.ask(
-            [Message("user", prompt)], prompt_version=PROMPT_VERSION, sample=(number, 0), sampling=sampling
-        )
+        completion = await expert.ask(prompt, prompt_version=ANSWER_VERSION, sample=(number, 0), sampling=sampling)
     except ENDS_THE_RUN:
         raise
     except BackendError as error:
@@ -77,5 +75,5 @@ async def _answered(row: dict[str, Any], number: int, expert: LLM, sampling: Sam
         "output": completion.text.strip(),
         "finish_reason": completion.finish_reason,
         "answered_by": completion.model or expert.model,
-        "prompt_versions": sorted({*row["prompt_versions"], PROMPT_VERSION}),
+        "prompt_versions": sorted({*row["prompt_versions"], ANSWER_VERSION}),
     }

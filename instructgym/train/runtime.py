@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from instructgym.llm_backends.portal import Portal
     from instructgym.llm_backends.stack import BackendStack
     from instructgym.rewards.base import Reward
-    from instructgym.rewards.encoder_base import Encoder
+    from instructgym.rewards.encoders.base import Encoder
     from instructgym.train.traffic import TrafficMeter
     from instructgym.train.transports import Transports
 
@@ -115,7 +115,6 @@ class Runtime:
         from instructgym.envs.observations import OBSERVATION_MODES
         from instructgym.errors import ConfigError
         from instructgym.plugins import nearest
-        from instructgym.rewards.registry import requires
 
         env = self.config.env
         if env.observation not in OBSERVATION_MODES:
@@ -125,7 +124,7 @@ class Runtime:
         for rule in env.elimination if env.elimination != "default" else ():
             if rule not in RULES:
                 raise ConfigError(f"'env.elimination' holds '{rule}'; {nearest(rule, RULES)}")
-        requires(self.config.reward.spec)
+        self.reward_needs(self.config.reward.spec)
 
     # --- connected ----------------------------------------------------------------------------------------------------
     def connect(
@@ -207,17 +206,30 @@ class Runtime:
         return LLM(self.counting, role, self.model_name(role), sampling, stage)
 
     def reward_for(self, stage: str) -> Reward:
-        """A new reward; its memory is empty."""
-        from instructgym.rewards.registry import make_reward
+        """The config's reward, new; its memory is empty."""
+        return self.build_reward(self.config.reward.spec, stage, options=self.config.reward.kwargs)
 
-        config = self.config
+    def build_reward(
+        self, spec: str | Mapping[str, Any], stage: str, *, options: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Reward:
+        """The reward that `spec` describes, made of this run's parts and definitions. Raises `ConfigError`."""
+        from instructgym.rewards.building import make_reward
+
         return make_reward(
-            config.reward.spec,
+            spec,
+            expert=self.llm("expert", stage),
             reviewer=self.llm("reviewer", stage),
             encoder=self.encoder,
-            options=config.reward.kwargs,
+            options=options,
+            define=self.config.reward.define,
             changes_topic=[operation.name for operation in self.action_set.operations if operation.changes_topic],
         )
+
+    def reward_needs(self, spec: str | Mapping[str, Any]) -> frozenset[str]:
+        """Which parts a reward asks for: ``encoder``, ``expert``, ``reviewer``. Raises `ConfigError`."""
+        from instructgym.rewards.building import requires
+
+        return requires(spec, self.config.reward.define)
 
     def rules_for(self, stage: str) -> EliminationRules:
         from instructgym.envs.elimination import DEFAULT_RULES, EliminationRules

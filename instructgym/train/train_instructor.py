@@ -16,8 +16,7 @@ from instructgym.agents import Algorithm, make_agent, save_agent
 from instructgym.envs.spec import EnvConfig
 from instructgym.errors import BackendError
 from instructgym.train.policies import AGENT, REWARD_MEMORY
-from instructgym.train.reward_memory import encode_memory
-from instructgym.train.run_folder import canonical_json
+from instructgym.train.reward_memory import save_memory
 from instructgym.train.stage import StageContext, StageOutput
 from instructgym.train.traffic import Traffic
 from instructgym.train.watched_env import WatchedVectorEnv
@@ -35,7 +34,7 @@ def run_train(context: StageContext) -> StageOutput:
     """
     config, runtime, folder = context.config, context.runtime, context.folder
     reward = runtime.reward_for("train")
-    env = WatchedVectorEnv(config.train.num_envs, _env_config(context, reward), runtime.counting, reward)
+    env = WatchedVectorEnv(config.train.num_envs, _env_config(context, reward), runtime.counting)
     curve: list[dict[str, float | None]] = []
     context.progress.started("train", config.train.steps)
     with _one_torch_thread(), contextlib.closing(env), contextlib.closing(_writer(context)) as writer:
@@ -73,9 +72,7 @@ def run_train(context: StageContext) -> StageOutput:
         action_set_hash=runtime.action_set.hash,
         action_set_names=runtime.action_set.names,
     )
-    memory = encode_memory(reward.state_dict())
-    if memory:
-        folder.write_text(REWARD_MEMORY, canonical_json(memory))
+    save_memory(reward.state_dict(), folder.path / REWARD_MEMORY)
     folder.write_json(LEARNING_CURVE, curve)
     result = {
         "agent": config.agent.name,

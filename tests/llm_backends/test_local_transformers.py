@@ -19,7 +19,7 @@ import torch
 from instructgym.errors import BadRequest, ConfigError, ContextOverflow, ServerError, UsageError
 from instructgym.llm_backends import Limits, ReplayBackend, open_stack
 from instructgym.llm_backends.clock import Deadlines, current_clock
-from instructgym.llm_backends.local_transformers import TransformersBackend, backend, worker
+from instructgym.llm_backends.local_transformers import TransformersBackend, backend, failures
 from instructgym.llm_backends.local_transformers.loading import LoadedModel, wrap
 from instructgym.types import Completion
 
@@ -216,8 +216,8 @@ async def test_a_single_request_beyond_memory_fails_with_advice(local: Transform
 async def test_a_real_allocation_failure_of_the_cpu_is_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(10**15)
-    assert worker._is_out_of_memory(error.value)
-    assert not worker._is_out_of_memory(RuntimeError("shapes do not match"))
+    assert failures.is_out_of_memory(error.value)
+    assert not failures.is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 async def test_a_crash_fails_its_batch_and_the_thread_goes_on(local: TransformersBackend, watched: Watched) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from instructgym.errors import ConfigError, UsageError
 from instructgym.rewards import Encoder, HashingEncoder, SentenceTransformerEncoder, open_encoder
-from instructgym.rewards.encoder_base import CACHE_TEXTS
+from instructgym.rewards.encoders.base import CACHE_TEXTS
 
 TEXTS = [
     "Write a haiku about the sea.",
@@ -47,7 +47,7 @@ def test_a_vector_is_a_function_of_its_text_alone(hashing):
 
 def test_vectors_are_the_same_in_every_process(hashing):
     code = (
-        "import hashlib, sys; from instructgym.rewards.hashing_encoder import HashingEncoder; "
+        "import hashlib, sys; from instructgym.rewards.encoders.hashing import HashingEncoder; "
         f"print(hashlib.sha256(HashingEncoder().encode_sync({TEXTS!r}).tobytes()).hexdigest())"
     )
     found = subprocess.run(
@@ -90,7 +90,7 @@ def test_repetition_counts_less_and_less(hashing):
 
 
 def test_the_token_table_is_bounded_and_forgetting_changes_nothing(hashing, monkeypatch):
-    monkeypatch.setattr("instructgym.rewards.hashing_encoder._MAX_TOKENS", 50)
+    monkeypatch.setattr("instructgym.rewards.encoders.hashing._MAX_TOKENS", 50)
     texts = [f"alpha{i} beta{i} gamma" for i in range(60)]
     found = hashing.encode_sync(texts)
     assert len(hashing._rows) <= 50
@@ -134,7 +134,7 @@ async def test_many_tasks_and_threads_may_encode_at_once(hashing):
 
 def test_encoders_open_by_name_and_say_what_was_chosen(caplog, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("instructgym.rewards.encoders._in_local_cache", lambda model: False)
+    monkeypatch.setattr("instructgym.rewards.encoders.opening._in_local_cache", lambda model: False)
     with caplog.at_level(logging.INFO, "instructgym"):
         assert open_encoder("hashing").dim == 256
         assert open_encoder("hashing:512").encode_sync(["x"]).shape == (1, 512)

@@ -8,7 +8,6 @@ import pytest
 from instructgym.envs.loading import load_action_set
 from instructgym.train.evaluate import bootstrap_interval
 from instructgym.train.policies import policy_names
-from instructgym.train.reward_memory import decode_memory, encode_memory
 
 
 def test_the_interval_covers_the_mean_and_repeats_itself() -> None:
@@ -29,11 +28,3 @@ def test_one_value_has_no_interval() -> None:
 def test_fixed_stands_for_every_rewrite_and_not_for_stop() -> None:
     names = policy_names(("random", "fixed", "fixed:deepen"), load_action_set("core").with_stop())
     assert names == ["random", "fixed:add_constraints", "fixed:deepen", "fixed:concretize", "fixed:breadth"]
-
-
-def test_a_rewards_memory_survives_json() -> None:
-    memory = {"vectors": np.arange(6, dtype=np.float32).reshape(2, 3), "version": 3, "names": ["a", "b"], "n": None}
-    back = decode_memory(encode_memory(memory))
-    np.testing.assert_array_equal(back["vectors"], memory["vectors"])
-    assert back["vectors"].dtype == np.float32
-    assert {name: back[name] for name in ("version", "names", "n")} == {"version": 3, "names": ["a", "b"], "n": None}

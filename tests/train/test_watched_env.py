@@ -67,7 +67,7 @@ def watched(expert: Expert, reward: Reward, rows: int = 3, horizon: int = 4) -> 
     counting = CountingBackend(expert)
     llm = LLM(counting, role="expert", model="fake")
     config = EnvConfig(expert=llm, seeds=["Explain it."], reward=reward, elimination=(), horizon=horizon)
-    with contextlib.closing(WatchedVectorEnv(rows, config, counting, reward)) as env:
+    with contextlib.closing(WatchedVectorEnv(rows, config, counting)) as env:
         env.reset(seed=0)
         yield env
 

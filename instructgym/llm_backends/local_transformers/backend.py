@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from functools import partial
 from pathlib import Path
 
 from instructgym.errors import ConfigError, UsageError
 from instructgym.llm_backends.clock import waiting_for_leave
-from instructgym.llm_backends.local_transformers.loading import DTYPES, ModelSource, load
+from instructgym.llm_backends.local_transformers.loading import load, model_source
 from instructgym.llm_backends.local_transformers.worker import Worker
 from instructgym.types import Completion, Request
 
@@ -61,18 +60,12 @@ class TransformersBackend:
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if not str(model).strip():
-            raise ConfigError("the model's name is empty; expected a folder, or a name such as 'org/model'")
-        if not re.fullmatch(r"auto|[a-z]+(:\d+)?", device):
-            raise ConfigError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'")
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+        self._source = model_source(
+            model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+        )
         for name, value in (("batch_tokens", batch_tokens), ("max_batch", max_batch)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; expected at least 1")
-        # A Path loses "./" in front, and with it what tells a folder from a name.
-        where = str(model.expanduser().absolute()) if isinstance(model, Path) else model
-        self._source = ModelSource(where, device, dtype, revision, trust_remote_code)
         self._batch_tokens = batch_tokens
         self._max_batch = max_batch
         self._run_seed = run_seed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from instructgym.errors import ConfigError
 from instructgym.llm_backends.local_transformers.prompts import Prompts
 from instructgym.llm_backends.local_transformers.texts import Texts
 
-__all__ = ["DTYPES", "LoadedModel", "ModelSource", "load", "wrap"]
+__all__ = ["LoadedModel", "ModelSource", "load", "model_source", "wrap"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _T = TypeVar("_T")
@@ -31,6 +32,21 @@ class ModelSource:
     trust_remote_code: bool = False
 
 
+def model_source(
+    model: str | Path, *, device: str, dtype: str, revision: str | None, trust_remote_code: bool
+) -> ModelSource:
+    """The source, its words checked and nothing opened. Raises `ConfigError`."""
+    if not str(model).strip():
+        raise ConfigError("the model's name is empty; expected a folder, or a name such as 'org/model'")
+    if not re.fullmatch(r"auto|[a-z]+(:\d+)?", device):
+        raise ConfigError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'")
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    # A Path loses "./" in front, and with it what tells a folder from a name.
+    where = str(model.expanduser().absolute()) if isinstance(model, Path) else model
+    return ModelSource(where, device, dtype, revision, trust_remote_code)
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model that is ready to generate. `context` is its positions, None if it does not say.
@@ -40,6 +56,7 @@ class LoadedModel:
 
     name: str
     model: Any
+    tokenizer: Any
     prompts: Prompts
     texts: Texts
     eos: frozenset[int]
@@ -111,6 +128,7 @@ def wrap(model: Any, tokenizer: Any, *, name: str) -> LoadedModel:
     return LoadedModel(
         name=name,
         model=model,
+        tokenizer=tokenizer,
         prompts=prompts,
         texts=Texts(tokenizer),
         eos=frozenset(eos),

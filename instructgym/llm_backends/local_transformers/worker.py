@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import queue
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
-from instructgym.errors import BadRequest, InstructGymError, ServerError, UsageError
+from instructgym.errors import BadRequest, UsageError
 from instructgym.llm_backends.local_transformers.batching import batch_area, choose_batch
 from instructgym.llm_backends.local_transformers.decoding import Generation
+from instructgym.llm_backends.local_transformers.failures import (
+    close_at_exit,
+    free_memory,
+    is_out_of_memory,
+    typed_error,
+)
 from instructgym.llm_backends.local_transformers.loading import LoadedModel
 from instructgym.llm_backends.local_transformers.rows import Row, answer, rows_of
 from instructgym.types import Completion, Request
 
 __all__ = ["Job", "Worker"]
 
-_EXIT_GRACE_S = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -76,7 +79,7 @@ class Worker:
         self.ended: Future[None] = Future()
         self.thread = threading.Thread(target=self._run, name=f"model {name}", daemon=True)
         self.thread.start()
-        _workers.add(self)
+        close_at_exit(self)
 
     def submit(self, request: Request) -> Job:
         job = Job(request)
@@ -108,7 +111,7 @@ class Worker:
             if loaded is not None:
                 device = loaded.device
                 loaded = None
-                _free_memory(device)
+                free_memory(device)
             with contextlib.suppress(InvalidStateError):
                 self.ended.set_result(None)
 
@@ -127,7 +130,7 @@ class Worker:
             return self._load()
         except Exception as error:
             for job in jobs:
-                job.fail(_typed(error, f"the model '{self._name}' could not be loaded"))
+                job.fail(typed_error(error, f"the model '{self._name}' could not be loaded"))
             return None
 
     def _admit(self, jobs: Sequence[Job], loaded: LoadedModel) -> None:
@@ -135,7 +138,7 @@ class Worker:
             try:
                 job.rows = rows_of(job.request, loaded, self._run_seed)
             except Exception as error:
-                job.fail(_typed(error, f"a prompt for '{self._name}' could not be written"))
+                job.fail(typed_error(error, f"a prompt for '{self._name}' could not be written"))
             else:
                 self._waiting.extend((row, job) for row in job.rows)
 
@@ -181,12 +184,12 @@ class Worker:
 
     def _recover(self, failure: Exception, batch: dict[Row, Job], loaded: LoadedModel) -> None:
         unfinished = [(row, job) for row, job in batch.items() if not row.finish_reason and not job.over]
-        if not _is_out_of_memory(failure):
+        if not is_out_of_memory(failure):
             _log.error("a batch of %d rows on '%s' failed: %r", len(batch), self._name, failure)
             for _, job in unfinished:
-                job.fail(_typed(failure, f"a batch on '{self._name}' failed"))
+                job.fail(typed_error(failure, f"a batch on '{self._name}' failed"))
             return
-        _free_memory(loaded.device)
+        free_memory(loaded.device)
         if len(batch) == 1:
             ((row, job),) = batch.items()
             job.fail(
@@ -208,41 +211,3 @@ class Worker:
         for row, job in reversed(unfinished):
             row.start_again()
             self._waiting.appendleft((row, job))
-
-
-def _typed(error: Exception, what: str) -> Exception:
-    """Errors of ours as they are; any other is transient: a batch of other rows may well pass."""
-    if isinstance(error, InstructGymError):
-        return error
-    mapped = ServerError(f"{what}: {type(error).__name__}: {error}")
-    mapped.__cause__ = error
-    return mapped
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-
-    # The allocator of the CPU raises a bare RuntimeError.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )
-
-
-def _free_memory(device: object) -> None:
-    import torch
-
-    if getattr(device, "type", "") == "cuda":
-        torch.cuda.empty_cache()
-
-
-_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
-
-
-@atexit.register
-def _end_at_exit() -> None:
-    """The interpreter aborts if it ends under a thread that is inside of torch; a step is over soon."""
-    workers = list(_workers)
-    for worker in workers:
-        worker.close()
-    for worker in workers:
-        worker.thread.join(_EXIT_GRACE_S)

@@ -10,6 +10,7 @@ from instructgym.llm_backends.prompting import fenced_blocks
 from instructgym.llm_backends.seeding import request_seed
 from instructgym.llm_backends.simulated.draws import Draws
 from instructgym.llm_backends.simulated.expert import rewrite
+from instructgym.llm_backends.simulated.judge import Judged, judge, token_logprobs
 from instructgym.llm_backends.simulated.respond import respond
 from instructgym.llm_backends.simulated.reviewer import equality
 from instructgym.types import Choice, Completion, Message, Request, Sampling, Usage
@@ -23,8 +24,9 @@ _OPERATION = re.compile(r"^Operation: ([a-z0-9_]+)$", re.M)
 class SimulatedBackend:
     """Stands in for an LLM where there is no key, model or network.
 
-    It reads the prompt's first system line to tell a rewrite from a comparison; whatever is neither is answered as an
-    instruction. Nothing that it yields says anything of a language model's quality.
+    It reads the prompt's first system line to tell a rewrite, a comparison and a judge's question from each other;
+    whatever is none of them is answered as an instruction. Nothing that it yields says anything of a language model's
+    quality.
     """
 
     name = "simulated"
@@ -42,7 +44,7 @@ class SimulatedBackend:
         return replace(
             first,
             usage=sum((Usage(0, one.usage.completion_tokens) for one in rest if one.usage), first.usage or Usage()),
-            others=tuple(Choice(one.text, one.finish_reason) for one in rest),
+            others=tuple(Choice(one.text, one.finish_reason, one.logprobs) for one in rest),
         )
 
     async def aclose(self) -> None:
@@ -62,6 +64,9 @@ class SimulatedBackend:
             blocks = fenced_blocks(user)
             text = equality(blocks.get("first", ""), blocks.get("second", ""), draws)
         else:
+            judged = judge(system, user, draws)
+            if judged is not None:
+                return _judgement(judged, messages, sampling)
             text = respond(user, draws)
         return _completion(text, messages, sampling)
 
@@ -80,3 +85,11 @@ def _completion(text: str, messages: tuple[Message, ...], sampling: Sampling) ->
         text, finish_reason = text[: 4 * sampling.max_tokens], "length"
     usage = Usage(prompt_tokens, len(text) // 4 + 1)
     return Completion(text, finish_reason, usage, model=f"simulated-{SIMULATOR_VERSION}")
+
+
+def _judgement(judged: Judged, messages: tuple[Message, ...], sampling: Sampling) -> Completion:
+    """The judge's reply, with log-probabilities if they are asked for; a reply that was cut carries none."""
+    completion = _completion(judged.text, messages, sampling)
+    if sampling.top_logprobs is None or completion.finish_reason == "length":
+        return completion
+    return replace(completion, logprobs=token_logprobs(judged, sampling.top_logprobs))

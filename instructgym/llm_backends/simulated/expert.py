@@ -10,7 +10,16 @@ from __future__ import annotations
 from instructgym.llm_backends.simulated.draws import Draws
 from instructgym.llm_backends.simulated.reading import Reading, read
 
-__all__ = ["OPERATIONS", "rewrite", "suits"]
+__all__ = [
+    "CLAUSES",
+    "DATA_CLAUSES",
+    "NEW_INSTRUCTIONS",
+    "NEW_LONG",
+    "OPERATIONS",
+    "append_clause",
+    "rewrite",
+    "suits",
+]
 
 # Names of other action sets' operations that mean the same.
 OPERATIONS = {
@@ -77,7 +86,7 @@ _REASONS = (
     "Derive it step by step from {x}.",
     "Reason stage by stage and settle {x}.",
 )
-_DATA = (
+DATA_CLAUSES = (
     "Work from the table in the input.",
     "Ground the answer on the records supplied.",
     "Refer to the rows in the input.",
@@ -93,14 +102,14 @@ _FILLERS = (
     "Provide a helpful response.",
     "Please explain well.",
 )
-_NEW = {
+NEW_INSTRUCTIONS = {
     "produce": ("Write a short piece on {x}.", "Create a guide to {x}.", "Design a leaflet about {x}."),
     "explain": ("Explain {x}.", "Describe how {x} came about.", "Compare accounts of {x}."),
     "short": ("What is known of {x}?", "Which facts matter about {x}?", "How is {x} understood?"),
     "compute": ("Estimate how common {x} might be.", "Determine the scale of {x}.", "Calculate a bound for {x}."),
     "transform": ("Rewrite a note on {x}.", "Turn a report of {x} into plain words.", "Edit a text about {x}."),
 }
-_NEW_LONG = (
+NEW_LONG = (
     "for readers who have never heard of it",
     "as it would be told at a village fair",
     "from the point of view of those who depend on it",
@@ -128,6 +137,15 @@ _RAMBLE = (
     "it should be understood that the answer ought to be given in a manner that is clear and complete in every way and "
     "that nothing which may be of use is left out of it whatever the circumstances"
 )
+
+
+# What an operation that adds a clause says, and what of the topic it speaks of.
+CLAUSES = {
+    "add_constraints": (_CONSTRAINTS, "parts"),
+    "deepen": (_DEPTHS, "aspects"),
+    "concretize": (_CASES, "cases"),
+    "increase_reasoning": (_REASONS, "aspects"),
+}
 
 
 def suits(operation: str, text: Reading) -> bool:
@@ -167,7 +185,7 @@ def rewrite(operation: str, text: str, data: str, draws: Draws) -> str:
         case "refusal":
             return draws.choice(_REFUSALS)
         case "filler":
-            return _with_data(operation, _append(text, draws.choice(_FILLERS)), data)
+            return _with_data(operation, append_clause(text, draws.choice(_FILLERS)), data)
         case "overlong":
             return text.rstrip() + " " + "; ".join([_RAMBLE] * 12) + "."
         case "off_topic":
@@ -191,23 +209,16 @@ def _outcome(table: tuple[tuple[str, float], ...], draws: Draws) -> str:
 
 def _gain(operation: str, text: str, data: str, reading: Reading, draws: Draws) -> str:
     topic = reading.topic
-    match operation:
-        case "add_constraints":
-            return _append(text, draws.choice(_CONSTRAINTS).format(x=_fresh(topic.parts, text, draws)))
-        case "deepen":
-            return _append(text, draws.choice(_DEPTHS).format(x=_fresh(topic.aspects, text, draws)))
-        case "concretize":
-            return _append(text, draws.choice(_CASES).format(x=_fresh(topic.cases, text, draws)))
-        case "increase_reasoning":
-            return _append(text, draws.choice(_REASONS).format(x=_fresh(topic.aspects, text, draws)))
-        case "complicate_input":
-            table = _table(reading, draws)
-            both = f"{data}\n\n{table}" if data.strip() else table
-            return f"{_append(text, draws.choice(_DATA))}\nINPUT:\n{both}"
-        case "breadth":
-            return _another(reading, draws)
-        case _:
-            return _append(text, draws.choice(_CONSTRAINTS).format(x=_fresh(topic.parts, text, draws)))
+    if operation == "complicate_input":
+        table = _table(reading, draws)
+        both = f"{data}\n\n{table}" if data.strip() else table
+        return f"{append_clause(text, draws.choice(DATA_CLAUSES))}\nINPUT:\n{both}"
+    if operation == "breadth":
+        return _another(reading, draws)
+    clauses, kind = CLAUSES.get(operation, CLAUSES["add_constraints"])
+    # The clause is drawn before what it is about: the order of draws is part of the simulator's version.
+    clause = draws.choice(clauses)
+    return append_clause(text, clause.format(x=_fresh(getattr(topic, kind), text, draws)))
 
 
 def _fresh(options: tuple[str, ...], text: str, draws: Draws) -> str:
@@ -217,7 +228,8 @@ def _fresh(options: tuple[str, ...], text: str, draws: Draws) -> str:
     return draws.choice(left or options)
 
 
-def _append(text: str, clause: str) -> str:
+def append_clause(text: str, clause: str) -> str:
+    """`text` with a sentence more."""
     text = text.rstrip()
     return f"{text} {clause}" if text.endswith((".", "?", "!", "。", "？", "！")) else f"{text}. {clause}"
 
@@ -231,18 +243,18 @@ def _another(reading: Reading, draws: Draws) -> str:
     """A new instruction of the same topic and form, about as long and as demanding as the one that was read."""
     topic = reading.topic
     subject = draws.choice(topic.rare)
-    text = draws.choice(_NEW[reading.form]).format(x=subject)
+    text = draws.choice(NEW_INSTRUCTIONS[reading.form]).format(x=subject)
     if reading.stem_words > 10:
-        text = f"{text[:-1]} {draws.choice(_NEW_LONG)}{text[-1]}"
+        text = f"{text[:-1]} {draws.choice(NEW_LONG)}{text[-1]}"
     for clauses, options, count in (
         (_CONSTRAINTS, topic.parts, reading.constraints),
         (_DEPTHS, topic.aspects, reading.depth),
         (_REASONS, topic.aspects, reading.reasoning),
     ):
         for _ in range(min(count, 3)):
-            text = _append(text, draws.choice(clauses).format(x=_fresh(options, text, draws)))
+            text = append_clause(text, draws.choice(clauses).format(x=_fresh(options, text, draws)))
     if reading.has_input:
-        text = f"{_append(text, draws.choice(_DATA))}\nINPUT:\n{_table(reading, draws)}"
+        text = f"{append_clause(text, draws.choice(DATA_CLAUSES))}\nINPUT:\n{_table(reading, draws)}"
     return text
 
 
@@ -251,7 +263,7 @@ def _elsewhere(reading: Reading, draws: Draws) -> str:
 
     others = [topic for topic in lexicon().values() if topic.name != reading.topic.name]
     topic = draws.choice(others)
-    return draws.choice(_NEW[draws.choice(tuple(_NEW))]).format(x=draws.choice(topic.rare))
+    return draws.choice(NEW_INSTRUCTIONS[draws.choice(tuple(NEW_INSTRUCTIONS))]).format(x=draws.choice(topic.rare))
 
 
 def _table(reading: Reading, draws: Draws) -> str:

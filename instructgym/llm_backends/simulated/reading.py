@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
-__all__ = ["Reading", "Topic", "content_words", "lexicon", "read"]
+__all__ = ["Reading", "Topic", "content_words", "lexicon", "names_a_task", "read"]
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _SENTENCE_END = re.compile(r"[.?!](?:\s|$)|\n")
@@ -125,6 +125,11 @@ def content_words(text: str) -> frozenset[str]:
         if word not in _STOP_WORDS and word not in _FILLER_WORDS:
             kept.add(word[:-1] if len(word) > 4 and word.endswith("s") else word)
     return frozenset(kept)
+
+
+def names_a_task(text: str) -> bool:
+    """Whether some sentence opens as a task does (a task's verb or question word among its first four words)."""
+    return any(_FORM_OF.get(word) for sentence in _SENTENCE_END.split(text) for word in words_of(sentence)[:4])
 
 
 @lru_cache(maxsize=8192)

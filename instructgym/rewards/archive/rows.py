@@ -1,0 +1,93 @@
+"""Vectors in half precision, in files that the system maps: page cache and not the process's memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Rows"]
+
+_IN_MEMORY_BYTES = 16 << 20
+_DTYPE = np.dtype("<f2")
+
+
+class Rows:
+    """An array (n, dim) of float16 that grows at its end.
+
+    `base` rows are those of a saved file, read-only. What is appended stays in memory up to 16 MiB and then goes to an
+    unnamed temporary file, so that nothing changes a saved file and nothing is left behind.
+    """
+
+    def __init__(self, dim: int, base: Path | None = None, count: int = 0) -> None:
+        self.dim = dim
+        self._base: NDArray[np.float16] = np.empty((0, dim), _DTYPE)
+        if base is not None and count:
+            self._base = np.memmap(base, dtype=_DTYPE, mode="r", shape=(count, dim))
+        self._tail: NDArray[np.float16] = np.empty((0, dim), _DTYPE)
+        self._file: int | None = None
+        self._used = 0
+
+    def __len__(self) -> int:
+        return len(self._base) + self._used
+
+    def append(self, vectors: NDArray[np.float32]) -> None:  # (m, dim)
+        """Add rows, rounded to half precision."""
+        wanted = self._used + len(vectors)
+        if wanted > len(self._tail):
+            self._grow(max(wanted, 2 * len(self._tail), 256))
+        self._tail[self._used : wanted] = vectors
+        self._used = wanted
+
+    def take(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:  # (...,) -> (..., dim)
+        """Rows by number, in single precision."""
+        flat = ids.reshape(-1)
+        rows = np.empty((len(flat), self.dim), np.float32)
+        old = flat < len(self._base)
+        if old.any():
+            rows[old] = self._base[flat[old]]
+        if not old.all():
+            rows[~old] = self._tail[flat[~old] - len(self._base)]
+        return rows.reshape(*ids.shape, self.dim)
+
+    def all(self) -> NDArray[np.float32]:  # (n, dim)
+        """Every row in single precision; for small archives."""
+        return np.concatenate([self._base, self._tail[: self._used]]).astype(np.float32)
+
+    def save(self, path: Path) -> None:
+        """Write all rows to `path`."""
+        with path.open("wb") as file:
+            for part in (self._base, self._tail[: self._used]):
+                if len(part):
+                    part.tofile(file)
+
+    def _grow(self, capacity: int) -> None:
+        row_bytes = self.dim * _DTYPE.itemsize
+        if capacity * row_bytes <= _IN_MEMORY_BYTES:
+            grown: NDArray[np.float16] = np.empty((capacity, self.dim), _DTYPE)
+            grown[: self._used] = self._tail[: self._used]
+            self._tail = grown
+            return
+        if self._file is None:
+            kept = self._tail[: self._used].copy()
+            descriptor, name = tempfile.mkstemp(prefix="instructgym-archive-")
+            os.unlink(name)
+            self._file = descriptor
+            self._map(capacity)
+            self._tail[: self._used] = kept
+        else:
+            self._map(capacity)
+
+    def _map(self, capacity: int) -> None:
+        assert self._file is not None
+        os.ftruncate(self._file, capacity * self.dim * _DTYPE.itemsize)
+        with os.fdopen(os.dup(self._file), "r+b") as file:
+            self._tail = np.memmap(file, dtype=_DTYPE, mode="r+", shape=(capacity, self.dim))
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
