@@ -268,9 +268,9 @@ def top(queries: Vectors, rows: Vectors) -> NDArray[np.int64]:
             ],
             axis=1,
         )
-        order = np.argsort(-cosines, axis=1, kind="stable")[:, :K]
+        order = np.argpartition(-cosines, K, axis=1)[:, :K]
         best, ids = np.take_along_axis(cosines, order, 1), np.take_along_axis(numbers, order, 1)
-    return ids
+    return np.take_along_axis(ids, np.argsort(-best, axis=1), 1)
 
 
 def recall(found: NDArray[np.int64], exact: NDArray[np.int64]) -> float:

@@ -74,7 +74,7 @@ class Rate:
         now = self._clock()
         self._level = min(self._bucket, self._level + (now - self._level_at_s) * self._per_s)
         self._level_at_s = now
-        while self._minute and self._minute[0].at_s <= now - _WINDOW_S:
+        while self._minute and self._minute[0].at_s + _WINDOW_S <= now:
             self._in_minute -= self._minute[0].amount
             self._minute.popleft().amount = 0
         delay_s = max(0.0, (min(amount, self._bucket) - self._level) / self._per_s)

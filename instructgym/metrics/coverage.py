@@ -19,7 +19,8 @@ class Coverage:
 
     `evenness` is the entropy over its largest possible value for as many
     categories (1 for equal shares; None for fewer than two), `effective` the exponential of the entropy; `counted`
-    items have a category, `uncounted` have none.
+    items have a category, `uncounted` have none. `share` is the share of the known categories that occur, None where
+    none were given.
     """
 
     distinct: int
@@ -28,13 +29,23 @@ class Coverage:
     counted: int
     uncounted: int
     most_common: tuple[tuple[Hashable, int], ...]
+    share: float | None = None
 
 
-def category_coverage(categories: Iterable[Hashable | None], *, top: int = 10) -> Coverage:
-    """The spread over categories (topics, tags, verb-noun pairs); None is an item without one."""
+def category_coverage(
+    categories: Iterable[Hashable | None], *, known: Iterable[Hashable] = (), top: int = 10
+) -> Coverage:
+    """The spread over categories (topics, tags, verb-noun pairs); None is an item without one.
+
+    Args:
+        known: the categories that there are, for `Coverage.share` (the topics of a seed file; InsTag's unique-tag
+            coverage, arXiv 2308.07074).
+        top: how many of the most common are named.
+    """
     every = list(categories)
     counts = Counter(category for category in every if category is not None)
     total = counts.total()
+    there = set(known)
     entropy = -math.fsum(count / total * math.log(count / total) for count in counts.values())
     return Coverage(
         distinct=len(counts),
@@ -43,6 +54,7 @@ def category_coverage(categories: Iterable[Hashable | None], *, top: int = 10) -
         counted=total,
         uncounted=len(every) - total,
         most_common=tuple(counts.most_common(top)),
+        share=len(there & counts.keys()) / len(there) if there else None,
     )
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from instructgym.metrics.minhash import minhash_pairs
+from instructgym.metrics.minhash import MinHashIndex
+from instructgym.metrics.near_vectors import KeptVectors
 from instructgym.metrics.text import normalise
 
-__all__ = ["Deduplicated", "Dropped", "deduplicate", "embedding_pairs", "exact_pairs", "keep_best"]
-
-_BLOCK = 2048
+__all__ = ["Deduplicated", "Dropped", "deduplicate", "exact_pairs", "keep_best"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +45,6 @@ def exact_pairs(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
             first[key] = index
 
 
-def embedding_pairs(vectors: NDArray[Any], threshold: float = 0.9) -> Iterator[tuple[int, int]]:  # (n, d)
-    """Pairs (i < j) of rows of length 1 with a cosine of `threshold` or more: exact, O(n^2 d) in blocks.
-
-    Memory is a block of 2,048 x 2,048 floats beside the vectors. Raises ValueError for another shape.
-    """
-    if vectors.ndim != 2:
-        raise ValueError(f"embedding_pairs got an array of shape {vectors.shape}; expected (n, d).")
-    rows = np.ascontiguousarray(vectors, dtype=np.float32)
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
-        for other in range(start, len(rows), _BLOCK):
-            near = np.argwhere(block @ rows[other : other + _BLOCK].T >= threshold)
-            for i, j in (near + np.array([start, other])).tolist():
-                if i < j:
-                    yield i, j
-
-
 def keep_best(
     count: int, pairs: Iterable[tuple[int, int, str]], quality: Sequence[float] | None = None
 ) -> Deduplicated:
@@ -73,22 +56,24 @@ def keep_best(
     Args:
         pairs: (i, j, how it was found).
         quality: higher is better; None takes the order.
+
+    Raises:
+        ValueError: a quality is NaN or infinite.
     """
     linked: dict[int, dict[int, str]] = {}
     for i, j, how in pairs:
         linked.setdefault(i, {}).setdefault(j, how)
         linked.setdefault(j, {}).setdefault(i, how)
-    order = range(count) if quality is None else sorted(range(count), key=lambda index: (-quality[index], index))
     kept: set[int] = set()
     dropped: dict[int, Dropped] = {}
-    for index in order:
+    for index in _from_the_best(count, quality):
         if index in dropped:
             continue
         kept.add(index)
         for other, how in linked.get(index, {}).items():
             if other not in kept and other not in dropped:
                 dropped[other] = Dropped(other, index, how)
-    return Deduplicated(tuple(sorted(kept)), tuple(dropped[index] for index in sorted(dropped)))
+    return _in_order(count, dropped)
 
 
 def deduplicate(
@@ -99,46 +84,63 @@ def deduplicate(
     jaccard: float | None = 0.7,
     cosine: float = 0.9,
 ) -> Deduplicated:
-    """Drop near-duplicates, keeping the best of each group (`keep_best`).
+    """Drop near-duplicates, keeping the best of each group: what `keep_best` gives of all pairs, without making them.
+
+    Texts are taken from the best on and compared with those kept so far, so that a thousand variants of one text cost a
+    thousand comparisons. Of several kept ones that a text duplicates the best is named. Texts that are equal
+    (`exact_pairs`) share one fate: that of the best of them.
 
     Args:
-        quality: one number a text, higher is better; None keeps the first.
+        quality: one number a text, higher is better; None keeps the first, as ties do.
         vectors: (n, d) rows of length 1; None leaves out the comparison by embedding.
         jaccard: similarity of word 3-grams that makes a duplicate (MinHash); None leaves it out.
         cosine: of vectors that makes a duplicate. Deita (arXiv 2312.15685) takes 0.9.
 
     Raises:
-        ValueError: qualities or vectors are not as many as texts.
+        ValueError: qualities or vectors are not as many as texts, or not finite.
     """
     for name, given in (("qualities", quality), ("vectors", vectors)):
         if given is not None and len(given) != len(texts):
             raise ValueError(f"deduplicate got {len(texts)} texts and {len(given)} {name}; expected as many.")
-    # Equal texts first: the others need comparing once a text, and buckets stay small.
-    groups: dict[int, list[int]] = {}
-    duplicate_of = {later: first for first, later in exact_pairs(texts)}
-    for later, first in duplicate_of.items():
-        groups.setdefault(first, []).append(later)
-    distinct = [index for index in range(len(texts)) if index not in duplicate_of]
-    # Each group of equal texts is stood for by its best.
-    best = [
-        max([index, *groups.get(index, ())], key=lambda each: (0.0 if quality is None else quality[each], -each))
-        for index in distinct
-    ]
-    near: list[tuple[int, int, str]] = []
-    if jaccard is not None:
-        near += [(i, j, "minhash") for i, j in minhash_pairs([texts[index] for index in best], jaccard)]
-    if vectors is not None:
-        near += [(i, j, "embedding") for i, j in embedding_pairs(np.asarray(vectors)[best], cosine)]
-    chosen = keep_best(len(best), near, None if quality is None else [quality[index] for index in best])
-    dropped = [Dropped(best[each.index], best[each.duplicate_of], each.found_by) for each in chosen.dropped]
-    stands_for = {index: best[place] for place, index in enumerate(distinct)}
-    gone = {each.index: each.duplicate_of for each in dropped}
-    for first in distinct:
-        representative = stands_for[first]
-        # What equals a dropped text duplicates whatever that one duplicates.
-        kept_one = gone.get(representative, representative)
-        dropped += [
-            Dropped(index, kept_one, "exact") for index in (first, *groups.get(first, ())) if index != representative
+    order = _from_the_best(len(texts), quality)
+    best: dict[str, int] = {}
+    stands_for = {index: best.setdefault(normalise(texts[index]), index) for index in order}
+    distinct = list(best.values())
+    by_words = None if jaccard is None else MinHashIndex([texts[index] for index in distinct], jaccard)
+    by_vectors = None if vectors is None else KeptVectors(np.asarray(vectors)[distinct], cosine)
+    dropped: dict[int, Dropped] = {}
+    for place, index in enumerate(distinct):
+        first = [
+            (other, how)
+            for other, how in (
+                (next(by_words.matches(place), None) if by_words else None, "minhash"),
+                (by_vectors.first_match(place) if by_vectors else None, "embedding"),
+            )
+            if other is not None
         ]
-    kept = tuple(sorted(best[index] for index in chosen.kept))
-    return Deduplicated(kept, tuple(sorted(dropped, key=lambda each: each.index)))
+        if first:
+            other, how = min(first, key=lambda found: found[0])
+            dropped[index] = Dropped(index, distinct[other], how)
+            continue
+        for kept in (by_words, by_vectors):
+            if kept:
+                kept.add(place)
+    for index, equal in stands_for.items():
+        if index != equal:
+            there = dropped.get(equal)
+            dropped[index] = Dropped(index, there.duplicate_of if there else equal, "exact")
+    return _in_order(len(texts), dropped)
+
+
+def _from_the_best(count: int, quality: Sequence[float] | None) -> list[int]:
+    """Indices from the highest quality to the lowest, ties in order."""
+    if quality is None:
+        return list(range(count))
+    if not all(map(math.isfinite, quality)):
+        raise ValueError("the qualities hold NaN or infinity; expected finite numbers.")
+    return sorted(range(count), key=lambda index: -quality[index])
+
+
+def _in_order(count: int, dropped: Mapping[int, Dropped]) -> Deduplicated:
+    kept = tuple(index for index in range(count) if index not in dropped)
+    return Deduplicated(kept, tuple(dropped[index] for index in sorted(dropped)))

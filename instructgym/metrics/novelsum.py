@@ -20,10 +20,11 @@ def novelsum(
     neighbours: int = 10,
     density_power: float = 0.5,
     proximity_power: float = 1.0,
+    count_self: bool = True,
 ) -> float | None:
     """NovelSum (Yang et al., arXiv 2502.17184), as its authors' released code computes it.
 
-    For each item its cosine distances to all items of the set, itself first, sorted and averaged with the weights
+    For each item its cosine distances to all items of the set, sorted and averaged with the weights
     ``1 / rank ** proximity_power``, times the item's density ``1 / (mean squared distance to its nearest in the
     reference) ** density_power``; then the mean over items. Near items weigh most, and in a crowded region the same
     distance counts for more. The paper writes the density of the other item in the product; the code takes that of the
@@ -32,24 +33,30 @@ def novelsum(
     Args:
         reference: what density is estimated in (duplicates once); the set itself if None.
         neighbours: K of the density, the item itself not among them.
+        density_power, proximity_power: 0 leaves the one or the other out; the authors try 0 to 0.5 and 0 to 2.
+        count_self: whether the item itself, at distance 0, has rank 1, as in the code of the published numbers. Their
+            later code leaves it out by default, so that the nearest other item weighs 1 and not 1/2.
 
     Returns:
         None for fewer than two rows, or a reference with fewer than two different rows. O(n (n + m) d).
 
     Raises:
-        ValueError: an array is not two-dimensional, or the dimensions differ.
+        ValueError: an array is not two-dimensional, the dimensions differ, or `neighbours` is below 1.
     """
     others = embeddings if reference is None else reference
     if embeddings.ndim != 2 or others.ndim != 2 or embeddings.shape[1] != others.shape[1]:
         raise ValueError(
             f"novelsum got arrays of shape {embeddings.shape} and {others.shape}; expected (n, d), (m, d)."
         )
+    if neighbours < 1:
+        raise ValueError(f"novelsum got neighbours = {neighbours}; expected 1 or more.")
     rows = embeddings.astype(np.float64)
     crowd = np.unique(others.astype(np.float64), axis=0)
     if len(rows) < 2 or len(crowd) < 2:
         return None
     k = min(neighbours, len(crowd) - 1)
-    weights = 1.0 / np.arange(1, len(rows) + 1) ** proximity_power
+    counted = len(rows) if count_self else len(rows) - 1
+    weights = 1.0 / np.arange(1, counted + 1) ** proximity_power
     weights /= weights.sum()
     total = 0.0
     for start in range(0, len(rows), _BLOCK):
@@ -59,6 +66,10 @@ def novelsum(
         # The nearest is the item itself where it is in the reference; the released code drops it in any case.
         mean = (near.sum(axis=1) - near.min(axis=1)) / k
         density = 1.0 / (mean + _REGULARISER) ** density_power
-        distances = np.sort(np.maximum(1.0 - block @ rows.T, 0.0), axis=1)
-        total += float((density * (distances @ weights)).sum())
+        distances = np.maximum(1.0 - block @ rows.T, 0.0)
+        if not count_self:
+            places = np.arange(len(block))
+            distances[places, places + start] = np.inf
+        distances.sort(axis=1)
+        total += float((density * (distances[:, :counted] @ weights)).sum())
     return total / len(rows)

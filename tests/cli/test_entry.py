@@ -49,7 +49,7 @@ def test_help_names_every_command_and_ends_with_0() -> None:
     names = re.findall(r"^  ([a-z]+) {2,}", done.stdout, re.M)
     assert names == [
         *("run", "train", "evolve", "respond", "filter", "export", "show", "compare", "list", "describe"),
-        *("doctor", "serve", "version", "config", "ledger"),
+        *("doctor", "serve", "version", "bench", "config", "ledger"),
     ]
 
 

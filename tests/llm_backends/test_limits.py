@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from instructgym.errors import ConfigError, ServerError
@@ -62,6 +62,7 @@ async def test_slot_that_arrives_with_the_cancellation_is_passed_on():
     assert limited.in_flight == 0
 
 
+@example(per_minute=3, arrivals=[(1.769675704412851, 1), (0.0, 1), (0.0, 3)])
 @given(
     st.integers(1, 5000),
     st.lists(st.tuples(st.floats(0.0, 70.0), st.integers(1, 7)), min_size=1, max_size=60),

@@ -76,6 +76,21 @@ def test_novelsum_against_a_plain_loop():
     assert novelsum(rows, crowd) == pytest.approx(total / 12, rel=1e-6)
 
 
+def test_novelsum_without_the_item_itself_weighs_the_nearest_other_most():
+    # Three rows in a plane, 0, 60 and 180 degrees: distances 0.5, 2 and 1.5.
+    rows = np.array([[1.0, 0.0], [0.5, 0.75**0.5], [-1.0, 0.0]])
+    means = [(0.5 + 2 / 2) / 1.5, (0.5 + 1.5 / 2) / 1.5, (1.5 + 2 / 2) / 1.5]
+    assert novelsum(rows, density_power=0, count_self=False) == pytest.approx(sum(means) / 3)
+    counted = [(0.5 / 2 + 2 / 3), (0.5 / 2 + 1.5 / 3), (1.5 / 2 + 2 / 3)]
+    assert novelsum(rows, density_power=0) == pytest.approx(sum(counted) / 3 / (1 + 1 / 2 + 1 / 3))
+    # The nearest squared distance of each: 1, 1 and 3; the density is its inverse.
+    dense = [means[0] / 1, means[1] / 1, means[2] / 3]
+    found = novelsum(rows, neighbours=1, density_power=1, count_self=False)
+    assert found == pytest.approx(sum(dense) / 3)
+    with pytest.raises(ValueError, match=r"^novelsum got neighbours = 0; expected 1 or more\.$"):
+        novelsum(rows, neighbours=0)
+
+
 def test_novelsum_is_lower_for_a_set_that_repeats_itself():
     spread, crowd = unit(RNG.normal(size=(30, 16))), unit(RNG.normal(size=(200, 16)))
     assert novelsum(np.repeat(spread[:3], 10, axis=0), crowd) < novelsum(spread, crowd)
@@ -166,6 +181,9 @@ def test_coverage_counts_and_evens():
     assert skewed.evenness == pytest.approx(entropy / math.log(2))
     assert skewed.most_common[0] == ("law", 3)
     assert category_coverage([]).effective is None
+    known = ["law", "code", "art", "sport"]
+    assert category_coverage(["law", "law", None, "code", "other"], known=known).share == 0.5
+    assert category_coverage(["law"]).share is None
 
 
 @pytest.mark.parametrize(

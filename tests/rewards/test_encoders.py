@@ -212,6 +212,22 @@ async def test_a_real_models_vectors_do_not_depend_on_what_else_waits(minilm):
 
 
 @pytest.mark.slow
+def test_every_pass_over_texts_of_one_length_has_one_shape(minilm, monkeypatch):
+    shapes = []
+    inner = minilm._pass
+    monkeypatch.setattr(minilm, "_pass", lambda ids, shape, pad: shapes.append(shape) or inner(ids, shape, pad))
+    texts = [f"name {i}" + " lake" * words for i in range(9) for words in (3, 20, 40, 90, 400)]
+    minilm._cache.clear()
+    minilm.encode_sync(texts)
+    together = set(shapes)
+    shapes.clear()
+    minilm._cache.clear()
+    for text in texts[:5]:
+        minilm.encode_sync([text])
+    assert set(shapes) == together == {(8, 16), (4, 32), (2, 48), (2, 96), (2, 256)}
+
+
+@pytest.mark.slow
 def test_an_encoder_may_be_used_again_after_close(minilm):
     before = minilm.encode_sync(["again"])
     minilm.close()

@@ -47,6 +47,7 @@ class Archive:
         self._texts = Texts() if keep_texts else None
         self._graph: Graph | None = None
         self._graph_file: Path | None = None
+        self._scale: float | None = None
         self._dense: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
@@ -132,7 +133,9 @@ class Archive:
         if self._texts is not None:
             self._texts.save(fresh)
         if len(self) > self._exact_below:
-            self._opened_graph().save(fresh / "graph.usearch")
+            graph = self._opened_graph()
+            graph.save(fresh / "graph.usearch")
+            self._scale = graph.scale
         facts = {
             "schema": SCHEMA,
             "dim": self.dim,
@@ -140,6 +143,7 @@ class Archive:
             "version": self.version,
             "keep_texts": self.keeps_texts,
             "exact_below": self._exact_below,
+            "scale": self._scale,
         }
         (fresh / "archive.json").write_text(json.dumps(facts, sort_keys=True) + "\n", "utf-8")
         for path in fresh.iterdir():
@@ -176,6 +180,7 @@ class Archive:
             if found != size:
                 raise RunFolderError(f"{path} has {found} bytes; expected {size}: the archive was cut short.")
         archive._rows = Rows(dim, rows, count)
+        archive._scale = facts.get("scale")
         if keep_texts:
             archive._texts = Texts.open(folder, count)
         if count > exact_below:
@@ -191,7 +196,7 @@ class Archive:
         return self._dense
 
     def _new_graph(self) -> Graph:
-        self._graph = Graph(self.dim)
+        self._graph = Graph(self.dim, self._scale)
         return self._graph
 
     def _opened_graph(self) -> Graph:
