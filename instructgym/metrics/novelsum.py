@@ -27,8 +27,8 @@ def novelsum(
     For each item its cosine distances to all items of the set, sorted and averaged with the weights
     ``1 / rank ** proximity_power``, times the item's density ``1 / (mean squared distance to its nearest in the
     reference) ** density_power``; then the mean over items. Near items weigh most, and in a crowded region the same
-    distance counts for more. The paper writes the density of the other item in the product; the code takes that of the
-    item itself, and it is the code that the published 0.97 was made with.
+    distance counts for more. The density is that of the item itself, as in the code; the paper's own formula was not
+    compared.
 
     Args:
         reference: what density is estimated in (duplicates once); the set itself if None.
