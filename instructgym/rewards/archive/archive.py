@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from instructgym.errors import RunFolderError, UsageError
-from instructgym.rewards.archive.graph import Graph
+from instructgym.rewards.archive.graph import Graph, scale_of
 from instructgym.rewards.archive.rows import Rows
 from instructgym.rewards.archive.texts import Texts
 
@@ -24,6 +24,8 @@ EXACT_BELOW = 10_000
 _LEAST_CANDIDATES = 24
 _UNIT = 1e-3
 _CHUNK = 16_384
+_QUERIES = 1024
+_FACTS, _ROWS = "archive.json", "rows.f16"
 
 
 class Archive:
@@ -33,8 +35,10 @@ class Archive:
     what a graph of 8-bit vectors holds near the query; rows are in files that the system maps, the graph is in memory
     (benchmarks/archive.py: recall, times and memory up to a million).
 
-    The neighbours are a function of what was committed, saved and opened in which order. `version` counts commits.
-    Nothing here is asynchronous: a query takes a millisecond at most, a commit of many rows more.
+    The neighbours are a function of the commits and saves in their order, whatever was asked between: after `save` an
+    archive goes on exactly as one that was opened from what it saved. (The graph draws at random how high a row stands,
+    and a file does not say where in its numbers it was.) `version` counts commits. Nothing here is asynchronous, and
+    one thread at a time may use it: a query takes a millisecond at most, a commit of many rows more.
     """
 
     def __init__(self, dim: int, *, keep_texts: bool = False, exact_below: int = EXACT_BELOW) -> None:
@@ -46,8 +50,6 @@ class Archive:
         self._rows = Rows(dim)
         self._texts = Texts() if keep_texts else None
         self._graph: Graph | None = None
-        self._graph_file: Path | None = None
-        self._scale: float | None = None
         self._dense: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
@@ -63,32 +65,26 @@ class Archive:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:  # (n, dim) -> (n, k), (n, k)
         """Ids and cosines of the k nearest entries to each query, best first, equal ones by id.
 
-        Queries have length 1 (any other length scales the cosines). `k` is cut to the number of entries. Raises
-        `UsageError` for a wrong shape, a number that is not finite, or k < 1.
+        Queries have length 1 (any other length scales the cosines). Cosines are those with the entries as kept, in half
+        precision: within 1e-3. `k` is cut to the number of entries. Raises `UsageError` for a wrong shape, numbers that
+        are not finite, or k < 1.
         """
         rows = self._checked(queries, "nearest")
         if k < 1:
             raise UsageError(f"Archive.nearest got k = {k}; expected 1 or more.")
         k = min(k, len(self))
-        if k == 0:
-            return np.empty((len(rows), 0), np.int64), np.empty((len(rows), 0), np.float32)
-        if len(self) <= self._exact_below:
-            cosines = rows @ self._exact().T
-            ids = np.broadcast_to(np.arange(len(self)), cosines.shape)
-            if k < len(self):  # the k-th cosine of each row: everything below it is out, ties stay in
-                least = np.partition(cosines, -k, axis=1)[:, -k]
-                picked = [np.flatnonzero(row >= bound) for row, bound in zip(cosines, least, strict=True)]
-                return _ranked_ragged(picked, cosines, k)
-            return _ranked(ids, cosines, k)
-        found = self._opened_graph().candidates(rows, max(2 * k, _LEAST_CANDIDATES))
-        cosines = np.einsum("nd,ncd->nc", rows, self._rows.take(np.maximum(found, 0)))
-        return _ranked(found, np.where(found < 0, -np.inf, cosines).astype(np.float32), k)
+        ids, cosines = np.empty((len(rows), k), np.int64), np.empty((len(rows), k), np.float32)
+        for start in range(0, len(rows) if k else 0, _QUERIES):
+            part = slice(start, start + _QUERIES)
+            ids[part], cosines[part] = self._nearest(rows[part], k)
+        return ids, cosines
 
     def commit(self, vectors: ArrayLike, texts: Sequence[str] | None = None) -> None:  # (m, dim)
         """Take rows of length 1 in their order; the version goes up by one, also for no rows.
 
-        Raises `UsageError` for a wrong shape, rows of another length, numbers that are not finite, or texts that are
-        missing or too many.
+        Raises `UsageError` for a wrong shape, rows of another length (a text without a character has none: leave it
+        out), numbers that are not finite, or texts that are missing, too many or not kept; `RunFolderError` if the disk
+        is full. After an error nothing was taken.
         """
         rows = self._checked(vectors, "commit") if len(np.shape(vectors)) != 1 or np.size(vectors) else self._none()
         off = np.flatnonzero(np.abs(np.linalg.norm(rows, axis=1) - 1.0) > _UNIT)
@@ -96,46 +92,104 @@ class Archive:
             raise UsageError(
                 f"Archive.commit got row {off[0]} of length {np.linalg.norm(rows[off[0]]):.4g}; expected length 1."
             )
-        if self._texts is not None:
-            if texts is None or len(texts) != len(rows):
-                got = "none" if texts is None else str(len(texts))
-                raise UsageError(f"Archive.commit got {len(rows)} rows and {got} texts; this archive keeps texts.")
-            self._texts.append(texts)
-        had_graph = len(self) > self._exact_below
-        before = len(self)
+        if self._texts is None and texts is not None:
+            raise UsageError("Archive.commit got texts; this archive keeps none, make it with keep_texts=True.")
+        if self._texts is not None and (texts is None or len(texts) != len(rows)):
+            got = "none" if texts is None else str(len(texts))
+            raise UsageError(f"Archive.commit got {len(rows)} rows and {got} texts; this archive keeps texts.")
+        self._rows.reserve(len(rows))
         for start in range(0, len(rows), _CHUNK):
             self._rows.append(rows[start : start + _CHUNK])
+        if self._texts is not None and texts is not None:
+            self._texts.append(texts)
         self._dense = None
         if len(self) > self._exact_below:
-            graph = self._opened_graph() if had_graph else self._new_graph()
-            for start in range(before if had_graph else 0, len(self), _CHUNK):
+            graph = self._graph = self._graph or Graph(self.dim, scale_of(self._first_rows()))
+            for start in range(len(graph), len(self), _CHUNK):
                 # The graph gets what a query is compared with: the rounded rows.
                 graph.add(self._rows.take(np.arange(start, min(start + _CHUNK, len(self)))))
         self.version += 1
 
     def vectors(self, ids: ArrayLike) -> NDArray[np.float32]:  # (...,) -> (..., dim)
-        """Entries by id, rounded to half precision."""
-        return self._rows.take(np.asarray(ids, np.int64))
+        """Entries by id, rounded to half precision. Raises `UsageError` for an id that none has."""
+        wanted = np.asarray(ids, np.int64)
+        outside = wanted[(wanted < 0) | (wanted >= len(self))]
+        if outside.size:
+            raise UsageError(f"this archive has {len(self)} entries and none with the id {outside.flat[0]}.")
+        return self._rows.take(wanted)
 
     def text(self, entry: int) -> str:
-        """The text of an entry. Raises `UsageError` if this archive keeps none."""
+        """The text of an entry. Raises `UsageError` if this archive keeps none, or has no such entry."""
         if self._texts is None:
             raise UsageError("this archive keeps no texts; make it with keep_texts=True.")
+        if not 0 <= entry < len(self):
+            raise UsageError(f"this archive has {len(self)} entries and none with the id {entry}.")
         return self._texts[entry]
 
     # --- on disk ------------------------------------------------------------------------------------------------------
     def save(self, folder: Path) -> None:
-        """Write the archive to `folder`, which it replaces as a whole; readable by its owner only."""
+        """Write the archive to `folder`, which it replaces as a whole; readable by its owner only.
+
+        What is in memory is dropped for the files that were written, and read again if more is committed. Raises
+        `RunFolderError` if the files cannot be written: then a folder that was there is as it was.
+        """
         folder = Path(folder)
-        fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-        fresh.mkdir(parents=True, mode=0o700)
-        self._rows.save(fresh / "rows.f16")
+        fresh, old = _beside(folder, "new"), _beside(folder, "old")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(mode=0o700)
+            self._write(fresh)
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                folder.rename(old)  # `open` finds it there if this process ends before the next line
+            fresh.rename(folder)
+        except (OSError, RuntimeError) as error:  # usearch tells of a full disk by RuntimeError
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise RunFolderError(f"cannot write the archive to '{folder}': {_words(error)}.") from error
+        shutil.rmtree(old, ignore_errors=True)
+        self._adopt(folder, len(self), self._graph.scale if self._graph is not None else None)
+
+    @classmethod
+    def open(cls, folder: Path) -> Archive:
+        """What `save` wrote. Files are mapped, not read; commits leave them alone, and only `save` changes them.
+
+        Raises `RunFolderError` for a folder that holds no archive, one of another schema, or files cut short.
+        """
+        folder = Path(folder)
+        if not folder.exists() and _beside(folder, "old").exists():
+            folder = _beside(folder, "old")
+        try:
+            facts = json.loads((folder / _FACTS).read_text("utf-8"))
+            schema = int(facts["schema"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{folder} holds no archive that can be read: {error}.") from error
+        if schema != SCHEMA:
+            raise RunFolderError(
+                f"the archive in {folder} is of schema {schema}; this version reads schema {SCHEMA}. Build it again."
+            )
+        try:
+            archive = cls(int(facts["dim"]), keep_texts=facts["keep_texts"], exact_below=int(facts["exact_below"]))
+            archive.version, count = int(facts["version"]), int(facts["count"])
+            scale = float(facts["scale"]) if count > archive._exact_below else None
+            sizes = {folder / str(name): int(size) for name, size in facts["bytes"].items()}
+        except (AttributeError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{folder} holds no archive that can be read: {error!r}.") from error
+        for path, size in sizes.items():
+            if not path.exists():
+                raise RunFolderError(f"{path} is missing: the archive was cut short.")
+            if (found := path.stat().st_size) != size:
+                raise RunFolderError(f"{path} has {found} bytes; expected {size}: the archive was cut short.")
+        archive._adopt(folder, count, scale)
+        return archive
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+    def _write(self, folder: Path) -> None:
+        self._rows.save(folder / _ROWS)
         if self._texts is not None:
-            self._texts.save(fresh)
-        if len(self) > self._exact_below:
-            graph = self._opened_graph()
-            graph.save(fresh / "graph.usearch")
-            self._scale = graph.scale
+            self._texts.save(folder)
+        if self._graph is not None:
+            self._graph.save(folder)
         facts = {
             "schema": SCHEMA,
             "dim": self.dim,
@@ -143,70 +197,45 @@ class Archive:
             "version": self.version,
             "keep_texts": self.keeps_texts,
             "exact_below": self._exact_below,
-            "scale": self._scale,
+            "scale": None if self._graph is None else self._graph.scale,
+            "bytes": {path.name: path.stat().st_size for path in folder.iterdir()},
         }
-        (fresh / "archive.json").write_text(json.dumps(facts, sort_keys=True) + "\n", "utf-8")
-        for path in fresh.iterdir():
+        (folder / _FACTS).write_text(json.dumps(facts, sort_keys=True) + "\n", "utf-8")
+        for path in folder.iterdir():
             path.chmod(0o600)
-        old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
-    @classmethod
-    def open(cls, folder: Path) -> Archive:
-        """What `save` wrote. Rows are mapped, the graph is read when it is first needed; commits leave the files alone.
+    def _adopt(self, folder: Path, count: int, scale: float | None) -> None:
+        """Stand on the files of `folder`."""
+        self._rows = Rows(self.dim, folder / _ROWS, count)
+        if self._texts is not None:
+            self._texts = Texts.open(folder, count)
+        self._graph = Graph(self.dim, scale, folder) if scale is not None else None
 
-        Raises `RunFolderError` for a folder that holds no archive, one of another schema, or files cut short.
-        """
-        folder = Path(folder)
-        try:
-            facts = json.loads((folder / "archive.json").read_text("utf-8"))
-            schema, dim, count = int(facts["schema"]), int(facts["dim"]), int(facts["count"])
-            keep_texts, exact_below = bool(facts["keep_texts"]), int(facts["exact_below"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(f"{folder} holds no archive that can be read: {error}.") from error
-        if schema != SCHEMA:
-            raise RunFolderError(
-                f"the archive in {folder} is of schema {schema}; this version reads schema {SCHEMA}. Build it again."
-            )
-        archive = cls(dim, keep_texts=keep_texts, exact_below=exact_below)
-        archive.version = int(facts["version"])
-        rows = folder / "rows.f16"
-        expected = {rows: count * dim * 2}
-        for path, size in expected.items():
-            found = path.stat().st_size if path.exists() else 0
-            if found != size:
-                raise RunFolderError(f"{path} has {found} bytes; expected {size}: the archive was cut short.")
-        archive._rows = Rows(dim, rows, count)
-        archive._scale = facts.get("scale")
-        if keep_texts:
-            archive._texts = Texts.open(folder, count)
-        if count > exact_below:
-            archive._graph_file = folder / "graph.usearch"
-            if not archive._graph_file.exists():
-                raise RunFolderError(f"{archive._graph_file} is missing: the archive was cut short.")
-        return archive
+    def _nearest(
+        self, rows: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:  # (n, dim) -> (n, k), (n, k)
+        if self._graph is not None:
+            found = self._graph.candidates(rows, max(2 * k, _LEAST_CANDIDATES))
+            cosines = np.einsum("nd,ncd->nc", rows, self._rows.take(np.maximum(found, 0)))
+            return _ranked(found, np.where(found < 0, -np.inf, cosines).astype(np.float32), k)
+        cosines = rows @ self._exact().T
+        if k == len(self):
+            return _ranked(np.broadcast_to(np.arange(k), cosines.shape), cosines, k)
+        # The k-th cosine of each row: everything below it is out, ties stay in.
+        least = np.partition(cosines, -k, axis=1)[:, -k]
+        picked = [np.flatnonzero(row >= bound) for row, bound in zip(cosines, least, strict=True)]
+        return _ranked_ragged(picked, cosines, k)
 
-    # --- inside -------------------------------------------------------------------------------------------------------
+    def _first_rows(self) -> NDArray[np.float32]:
+        """Those that are there whenever the graph begins, however many came with one commit."""
+        return self._rows.take(np.arange(min(max(self._exact_below, 1), _CHUNK)))
+
     def _exact(self) -> NDArray[np.float32]:
         if self._dense is None:
             self._dense = self._rows.all()
         return self._dense
-
-    def _new_graph(self) -> Graph:
-        self._graph = Graph(self.dim, self._scale)
-        return self._graph
-
-    def _opened_graph(self) -> Graph:
-        if self._graph is None:
-            graph = self._new_graph()
-            if self._graph_file is not None:
-                graph.load(self._graph_file)
-                self._graph_file = None
-        assert self._graph is not None
-        return self._graph
 
     def _none(self) -> NDArray[np.float32]:
         return np.empty((0, self.dim), np.float32)
@@ -218,6 +247,14 @@ class Archive:
         if not np.isfinite(rows).all():
             raise UsageError(f"Archive.{where} got a number that is not finite; expected rows of length 1.")
         return rows
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")
+
+
+def _words(error: BaseException) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _ranked(

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from instructgym.errors import RunFolderError
+
 __all__ = ["Rows"]
 
 _IN_MEMORY_BYTES = 16 << 20
@@ -24,23 +26,27 @@ class Rows:
 
     def __init__(self, dim: int, base: Path | None = None, count: int = 0) -> None:
         self.dim = dim
+        self._file: int | None = None
         self._base: NDArray[np.float16] = np.empty((0, dim), _DTYPE)
         if base is not None and count:
             self._base = np.memmap(base, dtype=_DTYPE, mode="r", shape=(count, dim))
         self._tail: NDArray[np.float16] = np.empty((0, dim), _DTYPE)
-        self._file: int | None = None
         self._used = 0
 
     def __len__(self) -> int:
         return len(self._base) + self._used
 
+    def reserve(self, count: int) -> None:
+        """Make room for `count` more rows. Raises `RunFolderError` if the disk has none; the rows stay as they were."""
+        wanted = self._used + count
+        if wanted > len(self._tail):
+            self._grow(max(wanted, self._used + self._used // 2, 256))
+
     def append(self, vectors: NDArray[np.float32]) -> None:  # (m, dim)
         """Add rows, rounded to half precision."""
-        wanted = self._used + len(vectors)
-        if wanted > len(self._tail):
-            self._grow(max(wanted, 2 * len(self._tail), 256))
-        self._tail[self._used : wanted] = vectors
-        self._used = wanted
+        self.reserve(len(vectors))
+        self._tail[self._used : self._used + len(vectors)] = vectors
+        self._used += len(vectors)
 
     def take(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:  # (...,) -> (..., dim)
         """Rows by number, in single precision."""
@@ -65,27 +71,36 @@ class Rows:
                     part.tofile(file)
 
     def _grow(self, capacity: int) -> None:
-        row_bytes = self.dim * _DTYPE.itemsize
-        if capacity * row_bytes <= _IN_MEMORY_BYTES:
+        if capacity * self.dim * _DTYPE.itemsize <= _IN_MEMORY_BYTES:
             grown: NDArray[np.float16] = np.empty((capacity, self.dim), _DTYPE)
             grown[: self._used] = self._tail[: self._used]
             self._tail = grown
             return
-        if self._file is None:
-            kept = self._tail[: self._used].copy()
-            descriptor, name = tempfile.mkstemp(prefix="instructgym-archive-")
-            os.unlink(name)
-            self._file = descriptor
-            self._map(capacity)
-            self._tail[: self._used] = kept
-        else:
-            self._map(capacity)
+        try:
+            self._grow_file(capacity)
+        except OSError as error:
+            raise RunFolderError(
+                f"the archive's temporary file in '{tempfile.gettempdir()}' cannot grow to {capacity:,} rows: "
+                f"{error.strerror or error}. Free some space, or set TMPDIR to a folder that has it."
+            ) from error
 
-    def _map(self, capacity: int) -> None:
-        assert self._file is not None
-        os.ftruncate(self._file, capacity * self.dim * _DTYPE.itemsize)
-        with os.fdopen(os.dup(self._file), "r+b") as file:
-            self._tail = np.memmap(file, dtype=_DTYPE, mode="r+", shape=(capacity, self.dim))
+    def _grow_file(self, capacity: int) -> None:
+        file = self._file
+        if file is None:
+            file, name = tempfile.mkstemp(prefix="instructgym-archive-")
+            os.unlink(name)
+        try:
+            # Blocks are taken now: a full disk is an error here, where a write into a mapped hole kills the process.
+            os.posix_fallocate(file, 0, capacity * self.dim * _DTYPE.itemsize)
+            with os.fdopen(os.dup(file), "r+b") as stream:
+                tail = np.memmap(stream, dtype=_DTYPE, mode="r+", shape=(capacity, self.dim))
+        except OSError:
+            if self._file is None:
+                os.close(file)
+            raise
+        if self._file is None:
+            tail[: self._used] = self._tail[: self._used]
+        self._file, self._tail = file, tail
 
     def __del__(self) -> None:
         if self._file is not None:

@@ -13,8 +13,9 @@ class ArchiveNovelty(ArchiveReward):
     """The mean of 1 - cosine to the k nearest of all rewrites kept so far (novelty search, Lehman and Stanley 2011).
 
     Seed and parent count as kept, so that a fresh archive pays for leaving them and no more. Each distance is clipped
-    to [0, 1]. Like all novelty it pays for gibberish and for leaving the subject: gate it. The memory is as of the last
-    commit, so that all steps of a rollout are scored alike; it makes the reward change while an instructor learns.
+    to [0, 1]. A rewrite without a direction (the encoder knows no character of it) has no value. Like all novelty it
+    pays for gibberish and for leaving the subject: gate it. The memory is as of the last commit, so that all steps of a
+    rollout are scored alike; it makes the reward change while an instructor learns.
 
     Args:
         encoder: gives the vectors.
@@ -33,6 +34,10 @@ class ArchiveNovelty(ArchiveReward):
             return Score(None)
         texts = [each.render() for each in (transition.child, transition.parent, transition.seed)]
         child, parent, seed = await self._encoder.encode(texts)
+        if not child.any():
+            return Score(None, self.facts)
+        # One query at a time: at a million it is well below a millisecond, and a batched product rounds its last bits
+        # otherwise, so that a score would hang on who else was waiting.
         _, kept = self.archive.nearest(child[None], self._k)
         own = [float(child @ parent)] + ([float(child @ seed)] if texts[1] != texts[2] else [])
         cosines = sorted([*kept[0].tolist(), *own], reverse=True)[: self._k]
