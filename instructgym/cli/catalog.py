@@ -163,16 +163,26 @@ def _print_object(found: Any) -> None:
 def _rewards() -> dict[str, str]:
     from instructgym.rewards.registry import REWARDS, reward_names
 
-    return {name: REWARDS[name].summary if name in REWARDS else "of an installed package" for name in reward_names()}
+    return {
+        name: REWARDS[name].summary.replace("`", "") if name in REWARDS else "of an installed package"
+        for name in reward_names()
+    }
 
 
 def _describe_reward(name: str) -> None:
-    from instructgym.rewards.registry import REWARDS
+    from instructgym.rewards.registry import COMPOSITIONS, NEEDS, REWARDS
 
-    if name in REWARDS:
-        info = REWARDS[name]
-        print_text(info.summary, indent=2)
-        print_text(f"needs: {', '.join(sorted(info.needs)) or 'nothing'}", indent=2)
+    if name not in REWARDS:
+        return
+    info = REWARDS[name]
+    print_text(info.summary.replace("`", ""), indent=2)
+    print_text(f"needs: {', '.join(sorted(info.needs)) or 'nothing'}", indent=2)
+    options = [option for option in info.parameters if option not in (*NEEDS, "changes_topic")]
+    print_text(f"options: {', '.join(options) or 'none'}", indent=2)
+    if name in COMPOSITIONS:
+        parts = ", ".join(f'{option} = "REWARD"' for option in info.reward_options)
+        print_text(f'in a config: reward.define.MINE = {{ type = "{name}", {parts}, OPTION = VALUE }}', indent=2)
+    else:
         print_text(f"in a config: reward.terms.{name} = WEIGHT, reward.kwargs.{name}.OPTION = VALUE", indent=2)
 
 
