@@ -18,6 +18,7 @@ from instructgym.cli.options import (
     SetOption,
     resolve,
 )
+from instructgym.errors import ConfigError
 
 if TYPE_CHECKING:
     from instructgym.train.reward_bench import HackingMatrix, RewardBench
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _HACKING_STEPS = 2048
+_FIGURES = (".png", ".svg", ".pdf")
 
 
 def rewards(
@@ -53,7 +55,7 @@ def rewards(
             metavar="STEPS",
             min=0,
             help="Train on each reward for so many steps and measure by all others; 0: leave it out. "
-            f"[default: {_HACKING_STEPS} on the simulated backend, else 0]",
+            f"[default: {_HACKING_STEPS} where every LLM is simulated, else 0]",
         ),
     ] = None,
     seeds: SeedsOption = None,
@@ -76,6 +78,7 @@ def rewards(
     what is none, how it follows length, and what fools it; labels of people; what an instructor does that is trained on
     it; and what it costs. With no option nothing leaves this machine: LLMs are simulated, and called so.
     """
+    from instructgym.train.config import ROLES
     from instructgym.train.pipeline import seeds_of
     from instructgym.train.reward_bench import bench_rewards
     from instructgym.train.runtime import Runtime
@@ -93,8 +96,10 @@ def rewards(
         from instructgym.plugins import require
 
         require("matplotlib", extra="plots")
+        if figure.suffix.lower() not in _FIGURES:
+            raise ConfigError(f"--figure is '{figure}'; expected a name that ends with {', '.join(_FIGURES)}.")
     runtime = Runtime(resolved)
-    simulated = bool(runtime.simulated_roles)
+    simulated = set(runtime.simulated_roles) == set(ROLES)  # one real role, and training would cost calls
     steps = (_HACKING_STEPS if simulated else 0) if hacking is None else hacking
     runtime.connect(ledger)
     try:

@@ -20,7 +20,7 @@ class RolloutLog:
 
     def __init__(self, reward: Reward, rows: int) -> None:
         self._reward = reward
-        self.remembers = bool(reward.state_dict())
+        self.remembers = reward.remembers
         self._rows: list[list[Transition]] = [[] for _ in range(rows)]
         self._left = _MANY
 

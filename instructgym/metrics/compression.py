@@ -18,10 +18,11 @@ def compressed_bytes(text: str) -> int:
 
 
 def compression_ratio(texts: Iterable[str]) -> float | None:
-    """Bytes of all texts, a line each, over their compressed bytes (Shaib et al., arXiv 2403.00553); 1 or more.
+    """Bytes of all texts, a line each, over their compressed bytes (Shaib et al., arXiv 2403.00553).
 
-    The higher the ratio, the more the texts repeat each other. As the paper, gzip's DEFLATE at level 9 on the texts in
-    one file; its window of 32 KiB sees repetitions that are near. None for no text.
+    The higher the ratio, the more the texts repeat each other; below 1 for a short text that does not compress. As the
+    paper, gzip's DEFLATE at level 9 on the texts in one file; its window of 32 KiB sees repetitions that are near. None
+    for no text.
     """
     joined = "\n".join(texts)
     if not joined:

@@ -170,8 +170,14 @@ def _signatures(
         begin = starts[there[first]]
         last = max(int(np.searchsorted(ends[there], begin + _CHUNK, "right")), first + 1)
         part = there[first:last]
-        x = hashes[begin : ends[part[-1]]]
-        least = np.minimum.reduceat(a * x + b, starts[part] - begin, axis=1)
+        stop = ends[part[-1]]
+        if len(part) == 1:  # it may be any number of chunks long
+            least = np.full((num_perm, 1), (1 << 64) - 1, _U64)
+            for place in range(begin, stop, _CHUNK):
+                x = hashes[place : min(place + _CHUNK, stop)]
+                np.minimum(least, (a * x + b).min(axis=1, keepdims=True), out=least)
+        else:
+            least = np.minimum.reduceat(a * hashes[begin:stop] + b, starts[part] - begin, axis=1)
         result[part] = (least >> _U64(32)).astype(np.uint32).T
         first = last
     return result

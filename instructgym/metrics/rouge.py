@@ -40,9 +40,11 @@ def max_rouge_l(text: str, pool: Iterable[Sequence[str]]) -> float:
 def homogenisation(texts: Sequence[str], *, pairs: int = 10_000, rng_seed: int = 0) -> float | None:
     """The mean ROUGE-L F1 over pairs of a set (Padmakumar and He, arXiv 2309.05196).
 
-    Over all pairs, or over so many drawn of them.
-    0..1, the higher the more alike; None for fewer than two texts.
+    Over all pairs, or over so many drawn of them (with replacement). 0..1, the higher the more alike; None for fewer
+    than two texts. Raises ValueError for fewer than one pair.
     """
+    if pairs < 1:
+        raise ValueError(f"homogenisation got pairs = {pairs}; expected 1 or more.")
     n = len(texts)
     if n < 2:
         return None

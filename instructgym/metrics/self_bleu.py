@@ -25,7 +25,13 @@ def self_bleu(texts: Sequence[str], *, max_n: int = 4, sample: int | None = 1000
 
     Returns:
         0..1; None for fewer than two texts that have words.
+
+    Raises:
+        ValueError: `max_n` or `sample` is below 1.
     """
+    for name, value in (("max_n", max_n), ("sample", sample)):
+        if value is not None and value < 1:
+            raise ValueError(f"self_bleu got {name} = {value}; expected 1 or more.")
     tokens = [each for each in map(words, texts) if each]
     if len(tokens) < 2:
         return None

@@ -29,7 +29,7 @@ def vendi_score(embeddings: NDArray[Any], q: float = 1.0) -> float | None:  # (n
         None for an empty set.
 
     Raises:
-        ValueError: the array is not two-dimensional, or q is negative.
+        ValueError: the array is not two-dimensional or holds NaN or infinity, or q is negative.
     """
     if embeddings.ndim != 2:
         raise ValueError(f"vendi_score got an array of shape {embeddings.shape}; expected (n, d).")
@@ -39,6 +39,8 @@ def vendi_score(embeddings: NDArray[Any], q: float = 1.0) -> float | None:  # (n
     if n == 0:
         return None
     rows = embeddings.astype(np.float64)
+    if not np.isfinite(rows).all():
+        raise ValueError("vendi_score got vectors with NaN or infinity; expected rows of length 1.")
     gram = rows.T @ rows if n > d else rows @ rows.T
     shares = np.linalg.eigvalsh(gram / n)
     shares = shares[shares > _NEGLIGIBLE]
@@ -49,4 +51,6 @@ def vendi_score(embeddings: NDArray[Any], q: float = 1.0) -> float | None:  # (n
         return float(math.exp(-np.sum(shares * np.log(shares))))
     if math.isinf(q):
         return float(1.0 / shares.max())
-    return float(np.sum(shares**q) ** (1.0 / (1.0 - q)))
+    # By the largest share, whose power does not vanish: a tenth to the 400th is 0.
+    most = float(shares.max())
+    return float(np.sum((shares / most) ** q) ** (1.0 / (1.0 - q)) * most ** (q / (1.0 - q)))

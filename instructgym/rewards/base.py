@@ -36,6 +36,11 @@ class Reward:
     def commit(self, transitions: Sequence[Transition]) -> None:
         """Take the transitions of a finished rollout into memory. Rewards without memory ignore it."""
 
+    @property
+    def remembers(self) -> bool:
+        """Whether `commit` does anything: then whoever rolls out keeps the transitions for it."""
+        return type(self).commit is not Reward.commit
+
     def state_dict(self) -> Mapping[str, Any]:
         """The memory, as plain values, arrays and archives; empty for rewards without one."""
         return {}

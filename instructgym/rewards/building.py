@@ -55,12 +55,13 @@ def make_reward(
         changes_topic: the operations that are meant to leave the parent's subject, for rewards that ask.
 
     Raises:
-        ConfigError: an unknown name (with the nearest), a bad weight or option, definitions in a circle, or a part that
-            is needed and not given.
+        ConfigError: an unknown name (with the nearest), a bad weight or option, options for what is no term,
+            definitions in a circle, or a part that is needed and not given.
     """
     given = {"expert": expert, "reviewer": reviewer, "encoder": encoder, "changes_topic": changes_topic}
     builder = _Builder(define or {}, given, options or {})
     builder.read(spec)  # every name is looked up before anything is built
+    builder.check_options(spec)
     for need in sorted(builder.needed):
         if given[need] is None:
             raise ConfigError(f"the reward needs a{'n' if need[0] in 'aeiou' else ''} {need}, got None; pass one.")
@@ -109,6 +110,21 @@ class _Builder:
             return total
         return Gate(self._one(_named(gate, self.options.get(gate, {}))), total, threshold)
 
+    def check_options(self, spec: str | Table) -> None:
+        """Raise `ConfigError` for options that nothing in `spec` would read."""
+        if _is_one(spec):
+            if self.options:
+                raise ConfigError(
+                    f"options are given for {sorted(self.options)}, but {spec!r} is no sum of terms; put them into its "
+                    "table."
+                )
+            return
+        terms, gate, _ = self._terms(spec)
+        known = {*terms, *([gate] if gate is not None else [])}
+        strangers = sorted(set(self.options) - known)
+        if strangers:
+            raise ConfigError(f"options are given for {strangers}, but the reward is made of {sorted(known)}.")
+
     def _terms(self, spec: str | Table) -> tuple[dict[str, tuple[float, dict[str, Any]]], str | None, float]:
         """(name -> (weight, options), name of the gate or None, its threshold)."""
         assert not isinstance(spec, str)
@@ -144,7 +160,7 @@ class _Builder:
         self.needed |= info.needs
         for option in info.reward_options:
             if option in own:
-                inner._each(option, own[option], inner._read_one)
+                inner._each(option, own[option], inner._read_one, info)
         self.needed |= inner.needed
 
     def _one(self, spec: Any) -> Reward:
@@ -159,6 +175,11 @@ class _Builder:
             if own:
                 raise ConfigError(f"reward '{info.name}' takes no options, got {own}; options go to Reward classes.")
             return info.made_of
+        for part in set(NEEDS) & set(info.parameters) & set(own):
+            if isinstance(own[part], (str, int, float, Sequence, Mapping)):
+                raise ConfigError(
+                    f"reward '{info.name}' got {part} = {own[part]!r}; that part is the run's, leave it out."
+                )
         parts = {part: self.given[part] for part in (*NEEDS, "changes_topic") if part in info.parameters}
         try:
             return info.made_of(**{**parts, **built})
@@ -187,6 +208,11 @@ class _Builder:
         if isinstance(value, Mapping):
             entries = {}
             for name, entry in value.items():
+                if info is not None and not weighs and _has_weight(entry):
+                    raise ConfigError(
+                        f"reward '{info.name}' got a weight for '{name}' at '{option}'; only 'weighted_sum' weighs: "
+                        "put one there, or give a table of options."
+                    )
                 weight, own = _weighted(name, entry) if not isinstance(entry, Reward) else (1.0, entry)
                 built = do(own if isinstance(own, Reward) else _named(name, own))
                 entries[label_of(name)] = (built, weight) if weighs else built
@@ -215,6 +241,10 @@ def _name_and_options(spec: Any) -> tuple[str, dict[str, Any]]:
     if isinstance(spec, Mapping) and isinstance(spec.get("type"), str):
         return spec["type"], {key: value for key, value in spec.items() if key != "type"}
     raise ConfigError(f"got {spec!r} where a reward is expected; expected a name or a table with 'type'.")
+
+
+def _has_weight(entry: Any) -> bool:
+    return isinstance(entry, (int, float)) or (isinstance(entry, Mapping) and "weight" in entry)
 
 
 def _weighted(name: str, value: Any) -> tuple[float, dict[str, Any]]:

@@ -95,10 +95,24 @@ async def test_a_score_depends_on_what_was_committed_and_on_no_other_score():
         await reward.score(other)
     assert (await reward.score(first[0])).value == before
     count = reward.state_dict()["own"]["count"]
-    reward.commit([])  # what was scored and not committed is forgotten
+    reward.commit([])
+    reward.commit([])  # what was scored before the last commit but one is forgotten
     assert reward.state_dict()["own"]["count"] == count
     reward.commit(rollout(start=1000))
     assert reward.state_dict()["own"]["count"] == count
+
+
+async def test_a_step_in_flight_over_a_commit_is_taken_by_the_next():
+    reward = LengthResidual(longer_is_better)
+    transitions = rollout()
+    for each in transitions:
+        await reward.score(each)
+    reward.commit(transitions[:40])
+    reward.commit(transitions[40:])
+    whole = LengthResidual(longer_is_better)
+    await rolled_out(whole, transitions)
+    assert reward.state_dict()["own"]["count"] == len(transitions)
+    assert reward.state_dict()["own"]["products"] == pytest.approx(whole.state_dict()["own"]["products"])
 
 
 async def test_memory_goes_through_a_file_and_gives_the_same_scores():

@@ -180,7 +180,10 @@ class Archive:
                 raise RunFolderError(f"{path} is missing: the archive was cut short.")
             if (found := path.stat().st_size) != size:
                 raise RunFolderError(f"{path} has {found} bytes; expected {size}: the archive was cut short.")
-        archive._adopt(folder, count, scale)
+        try:
+            archive._adopt(folder, count, scale)
+        except ValueError as error:  # numpy, of a file that is shorter than `count` rows
+            raise RunFolderError(f"{folder} does not hold {count} rows, as {_FACTS} says: {error}.") from error
         return archive
 
     # --- inside -------------------------------------------------------------------------------------------------------

@@ -75,8 +75,9 @@ class Graph:
 
     def candidates(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:  # (n, dim) -> (n, c >= count)
         """Numbers of rows near each query, in no particular order; -1 where fewer were found."""
-        count = min(count, len(self._index))
-        found = self._index.search(self._eight_bits(queries), count, threads=0 if len(queries) > 1 else 1)
+        found = self._index.search(
+            self._eight_bits(queries), min(count, len(self._index)), threads=0 if len(queries) > 1 else 1
+        )
         nodes = np.atleast_2d(np.asarray(found.keys)).astype(np.int64)
         counts = np.atleast_1d(np.asarray(getattr(found, "counts", [nodes.shape[1]] * len(nodes))))
         nodes[np.arange(nodes.shape[1])[None] >= counts[:, None]] = -1

@@ -21,6 +21,11 @@ class Composite(Reward):
         for child in self._children.values():
             child.commit(transitions)
 
+    @property
+    def remembers(self) -> bool:
+        overridden = type(self).commit is not Composite.commit
+        return overridden or any(child.remembers for child in self._children.values())
+
     def state_dict(self) -> Mapping[str, Any]:
         states = {name: child.state_dict() for name, child in self._children.items()}
         return {name: state for name, state in states.items() if state}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from instructgym.errors import ConfigError, InstructGymError
@@ -55,4 +55,9 @@ def as_reward(reward: Reward | Callable[[Transition], Any], name: str | None = N
         return reward
     if callable(reward) and not isinstance(reward, type):
         return FunctionReward(reward, name)
+    if isinstance(reward, Mapping):
+        raise ConfigError(
+            f"got the rewards {list(reward)} where one is expected; put them together with type = 'weighted_sum' or "
+            "'product'."
+        )
     raise ConfigError(f"got {reward!r} as a reward; expected a Reward or a function of a transition.")

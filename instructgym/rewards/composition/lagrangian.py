@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from instructgym.errors import ConfigError
+from instructgym.errors import ConfigError, InstructGymError
 from instructgym.rewards.base import Reward
-from instructgym.rewards.checking import single_float
+from instructgym.rewards.checking import raised, single_float
 from instructgym.rewards.composition.wrapper import Wrapper
 from instructgym.types import Transition
 
@@ -56,6 +56,10 @@ class Lagrangian(Wrapper):
                 raise ConfigError(f"lagrangian got {name} = {value}; expected a finite number of 0 or more.")
         if not (math.isfinite(learning_rate) and learning_rate > 0):
             raise ConfigError(f"lagrangian got learning_rate = {learning_rate}; expected a number above 0.")
+        if multiplier > max_multiplier:
+            raise ConfigError(
+                f"lagrangian got multiplier = {multiplier}, max_multiplier = {max_multiplier}; expected no more."
+            )
         super().__init__(reward)
         if isinstance(cost, Cost):
             self._cost_of: Callable[[Transition], Any] = cost.cost_of
@@ -78,8 +82,14 @@ class Lagrangian(Wrapper):
         return self._multiplier
 
     def cost_of(self, transition: Transition) -> float:
-        """The transition's cost, checked."""
-        return single_float(f"{self.name}' in its cost", self._cost_of(transition), transition)
+        """The transition's cost, checked. Raises `RewardError` for what is not one finite number."""
+        try:
+            cost = self._cost_of(transition)
+        except InstructGymError:
+            raise
+        except Exception as error:
+            raise raised(f"{self.name}' in its cost", error, transition) from error
+        return single_float(f"{self.name}' in its cost", cost, transition)
 
     def value_of(self, transition: Transition, value: float) -> tuple[float, Mapping[str, float]]:
         cost = self.cost_of(transition)

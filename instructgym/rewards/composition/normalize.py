@@ -20,9 +20,9 @@ _LEAST_STD = 1e-6
 class Normalize(Wrapper):
     """A reward in running standard deviations from its running mean, so that rewards of different units can be added.
 
-    Mean and deviation are those of the scores of committed transitions (Welford, population variance); until
-    `min_count` of them are there, and while they do not vary, the value is only shifted by the mean. The memory is
-    saved with the agent.
+    Mean and deviation are those of the scores of committed transitions (Welford, population variance). Until
+    `min_count` of them are there nothing is changed; while they do not vary, the value is only shifted by the mean. The
+    memory is saved with the agent.
 
     Args:
         center: subtract the mean; without it the sign of a reward stays.

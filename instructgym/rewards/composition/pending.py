@@ -20,6 +20,7 @@ class Pending(Generic[V]):
 
     def __init__(self) -> None:
         self._values: dict[Transition, V] = {}
+        self._earlier: dict[Transition, V] = {}
 
     def note(self, transition: Transition, value: V) -> None:
         """Remember what `transition` was given; the oldest is forgotten where there are too many."""
@@ -28,6 +29,13 @@ class Pending(Generic[V]):
         self._values[transition] = value
 
     def take(self, transitions: Iterable[Transition]) -> list[tuple[Transition, V]]:
-        """The remembered of `transitions` in their order; everything is forgotten."""
-        values, self._values = self._values, {}
-        return [(transition, values[transition]) for transition in transitions if transition in values]
+        """The remembered of `transitions` in their order, which are forgotten, and whatever waited for a commit before.
+
+        Others stay for one commit more: a step in flight is scored before a commit and belongs to the next.
+        """
+        known = self._earlier | self._values
+        found = [(transition, known[transition]) for transition in transitions if transition in known]
+        taken = {transition for transition, _ in found}
+        self._earlier = {transition: value for transition, value in self._values.items() if transition not in taken}
+        self._values = {}
+        return found

@@ -30,6 +30,8 @@ class Product(Composite):
     reward_options = ("rewards",)
 
     def __init__(self, rewards: Mapping[str, Reward | Callable[[Transition], Any]]) -> None:
+        if not isinstance(rewards, Mapping):
+            raise ConfigError(f"a product got a {type(rewards).__name__} as its rewards; expected name -> reward.")
         if not rewards:
             raise ConfigError("a product got no rewards; expected at least one name -> reward.")
         super().__init__({name: as_reward(reward, name) for name, reward in rewards.items()})

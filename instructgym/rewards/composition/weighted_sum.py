@@ -39,6 +39,10 @@ class WeightedSum(Composite):
         rewards: Mapping[str, tuple[Reward | Callable[[Transition], Any], float]],
         missing: Missing = "none",
     ) -> None:
+        if not isinstance(rewards, Mapping):
+            raise ConfigError(
+                f"a weighted sum got a {type(rewards).__name__} as its rewards; expected name -> (reward, weight)."
+            )
         if not rewards:
             raise ConfigError("a weighted sum got no rewards; expected at least one name -> (reward, weight).")
         if missing not in get_args(Missing):

@@ -50,6 +50,10 @@ class Wrapper(Reward):
     def commit(self, transitions: Sequence[Transition]) -> None:
         self._reward.commit(transitions)
 
+    @property
+    def remembers(self) -> bool:
+        return type(self).commit is not Wrapper.commit or self._reward.remembers
+
     def state_dict(self) -> Mapping[str, Any]:
         states = {"own": self.own_state(), "reward": self._reward.state_dict()}
         return {name: state for name, state in states.items() if state}

@@ -36,7 +36,7 @@ class LengthCap(Reward):
         if max_growth is None and max_words is None:
             raise ConfigError("length_cap got neither max_growth nor max_words; expected at least one of them.")
         for name, value in (("max_growth", max_growth), ("max_words", max_words)):
-            if value is not None and value < 0:
+            if value is not None and not value >= 0:
                 raise ConfigError(f"length_cap got {name} = {value}; expected 0 or more words.")
         if not (math.isfinite(rate) and rate > 0):
             raise ConfigError(f"length_cap got rate = {rate}; expected a number above 0, in reward units a word.")

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from instructgym.errors import ConfigError
 from instructgym.rewards.base import Reward
-from instructgym.rewards.control.validity import relatedness
+from instructgym.rewards.control.validity import relatedness, topic_test
 from instructgym.rewards.encoders.base import Encoder
 from instructgym.types import Score, Transition
 
@@ -52,7 +52,7 @@ class Relevance(Reward):
         self._encoder = encoder
         self._sides = ("seed", "parent") if to == "both" else (to,)
         self._low, self._high = lower, upper
-        self._changes_topic = changes_topic if callable(changes_topic) else frozenset(changes_topic).__contains__
+        self._changes_topic = topic_test(self.name, changes_topic)
 
     async def score(self, transition: Transition) -> Score:
         if transition.child is None:

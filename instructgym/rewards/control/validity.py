@@ -11,10 +11,19 @@ from instructgym.rewards.base import Reward
 from instructgym.rewards.encoders.base import Encoder
 from instructgym.types import Instruction, Score, Transition
 
-__all__ = ["MAX_WORDS", "Validity", "relatedness"]
+__all__ = ["MAX_WORDS", "Validity", "relatedness", "topic_test"]
 
 MAX_WORDS = 320
 """No more than one in a thousand of 6,000 real instructions is longer than 240 words."""
+
+
+def topic_test(name: str, changes_topic: Collection[str] | Callable[[str], bool]) -> Callable[[str], bool]:
+    """Whether an operation is one of those, from what the reward `name` was given. `ConfigError` for a string."""
+    if isinstance(changes_topic, str):
+        raise ConfigError(
+            f"{name} got changes_topic = {changes_topic!r}; expected a list of operations, or a function of a name."
+        )
+    return changes_topic if callable(changes_topic) else frozenset(changes_topic).__contains__
 
 
 async def relatedness(encoder: Encoder, child: Instruction, parent: Instruction) -> float:
@@ -60,10 +69,14 @@ class Validity(Reward):
             raise ConfigError(
                 f"validity got min_words = {min_words}, max_words = {max_words}; expected 0 <= min <= max."
             )
+        if relevance is not None and not -1.0 <= relevance <= 1.0:
+            raise ConfigError(f"validity got relevance = {relevance}; expected a cosine, -1 to 1.")
+        if isinstance(extra_markers, str):
+            raise ConfigError(f"validity got extra_markers = {extra_markers!r}; expected a list of words.")
         self._encoder = encoder
         self._words = (min_words, max_words)
         self._relevance = relevance
-        self._changes_topic = changes_topic if callable(changes_topic) else frozenset(changes_topic).__contains__
+        self._changes_topic = topic_test(self.name, changes_topic)
         self._extra_markers = tuple(extra_markers)
 
     async def score(self, transition: Transition) -> Score:

@@ -17,7 +17,8 @@ class MarginalVendi(ArchiveReward):
 
     The set is the seed, the parent and the k nearest to the child of all rewrites kept so far: far ones hardly change
     what a child adds. Cosine kernel, the effective number of distinct texts: about 0 for a near-duplicate, up to 1 for
-    what is unlike all of them (and a little less than 0 for one that makes the set more even a crowd).
+    what is unlike all of them (and a little less than 0 for one that makes the set more even a crowd). A rewrite
+    without a direction (the encoder knows no character of it) has no value.
 
     Args:
         encoder: gives the vectors.
@@ -36,6 +37,8 @@ class MarginalVendi(ArchiveReward):
             return Score(None)
         texts = [each.render() for each in (transition.child, transition.parent, transition.seed)]
         child, parent, seed = await self._encoder.encode(texts)
+        if not child.any():
+            return Score(None, self.facts)
         ids, _ = self.archive.nearest(child[None], self._k)
         kept = [parent] if texts[1] == texts[2] else [parent, seed]
         around = np.concatenate([np.stack(kept), self.archive.vectors(ids[0])])

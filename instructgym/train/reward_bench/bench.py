@@ -88,10 +88,15 @@ def bench_rewards(
         progress: hears what is being done.
 
     Raises:
-        ConfigError: a reward that was named cannot be built. One that ``all-offline`` brought is skipped instead.
+        ConfigError: a reward that was named cannot be built, or two are called alike. One that ``all-offline`` brought
+            is skipped instead.
     """
     if not expand_names(names):
         raise ConfigError("no reward is named; expected names with commas between, or 'all-offline'.")
+    labelled = [label_of(name) for name in expand_names(names)]
+    doubled = sorted({label for label in labelled if labelled.count(label) > 1})
+    if doubled:
+        raise ConfigError(f"more than one reward is called {doubled}; names must be unique.")
     probes = probe_set(seeds.all)
     skipped: dict[str, str] = {}
     rewards: dict[str, Reward] = {}
