@@ -1,4 +1,4 @@
-"""The archive: exact and by graph, on disk and back."""
+"""The archive: exact and by cells, on disk and back."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_equal_entries_come_in_the_order_in_which_they_were_committed():
     assert cosines.tolist() == [[1.0, 1.0, 1.0, 1.0, 0.0, 0.0]]
 
 
-def test_the_graph_finds_nearly_all_of_them():
+def test_the_cells_find_nearly_all_of_them():
     archive, rows = filled(3000, exact_below=500)
     queries = unit(100)
     ids, _ = archive.nearest(queries, 10)
@@ -176,6 +176,34 @@ def test_many_copies_are_found_and_hide_nothing_else(tmp_path):
     assert np.isfinite(with_more.nearest(np.zeros((1, 24)), 3)[1]).all()
 
 
+def test_more_copies_than_a_cell_holds_hide_nothing_else(tmp_path):
+    others = unit(1000)
+    rows = np.concatenate([np.repeat(others[:1], 1500, axis=0), others])
+    rows = rows[np.random.default_rng(2).permutation(2500)]
+    archive = Archive(24, exact_below=100)
+    archive.commit(rows)
+    assert (archive.nearest(others[:1], 1000)[1] > 0.998).all()
+    assert (archive.nearest(others, 1)[1] > 0.998).mean() > 0.98  # in 24 dimensions without structure
+
+
+@pytest.mark.parametrize("count", [101, 255, 256, 257])
+def test_an_archive_with_hardly_a_cell_is_saved_and_opened(tmp_path, count):
+    archive, rows = filled(count, exact_below=100)
+    archive.save(tmp_path / "archive")
+    again = Archive.open(tmp_path / "archive")
+    again.commit(unit(300))
+    assert again.nearest(rows, 1)[0].ravel().tolist() == list(range(count))
+
+
+def test_as_many_are_found_as_were_asked_for():
+    archive, _ = filled(3000, exact_below=500)
+    ids, _ = archive.nearest(unit(300), 3000)
+    assert (np.sort(ids, axis=1) == np.arange(3000)).all()
+    ids, _ = archive.nearest(unit(300), 700)
+    assert (ids >= 0).all()
+    assert (np.diff(np.sort(ids, axis=1), axis=1) > 0).all()
+
+
 def test_files_are_readable_by_their_owner_alone(tmp_path):
     filled(keep_texts=True)[0].save(tmp_path / "archive")
     assert stat.S_IMODE((tmp_path / "archive").stat().st_mode) == 0o700
@@ -257,11 +285,11 @@ def test_what_is_no_archive_is_refused_with_words(tmp_path):
         ("archive.json", b"[]", r"holds no archive that can be read: "),
         ("rows.f16", b"short", r"rows\.f16 has 5 bytes; expected 28800: the archive was cut short\.$"),
         ("texts.utf8", b"short", r"texts\.utf8 has 5 bytes; expected \d+: the archive was cut short\.$"),
-        ("graph.usearch", None, r"graph\.usearch is missing: the archive was cut short\.$"),
+        ("cells.codes", None, r"cells\.codes is missing: the archive was cut short\.$"),
         (
-            "graph.usearch",
-            bytes(facts["bytes"]["graph.usearch"]),
-            r"holds no graph that can be read: .+ Build it again\.$",
+            "cells.order",
+            bytes(facts["bytes"]["cells.order"]),
+            r"holds no cells that can be read: its files speak of different rows\. Build them again\.$",
         ),
     ]:
         damaged = tmp_path / "damaged"

@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from instructgym.errors import RunFolderError, UsageError
-from instructgym.rewards.archive.graph import Graph, scale_of
+from instructgym.rewards.archive.cells import Cells, scale_of
 from instructgym.rewards.archive.rows import Rows
 from instructgym.rewards.archive.texts import Texts
 
@@ -20,11 +21,12 @@ __all__ = ["EXACT_BELOW", "Archive"]
 
 SCHEMA = 1
 EXACT_BELOW = 10_000
-"""Entries up to which all are compared: as fast as a graph there, and exact."""
+"""Entries up to which all are compared, and none is missed."""
 _LEAST_CANDIDATES = 24
 _UNIT = 1e-3
 _CHUNK = 16_384
-_QUERIES = 1024
+_QUERIES = 128
+_THREADS = 2
 _FACTS, _ROWS = "archive.json", "rows.f16"
 
 
@@ -32,13 +34,12 @@ class Archive:
     """Vectors of length 1, in the order in which they were committed, with their texts if wanted.
 
     Up to `exact_below` entries the neighbours are exact. Beyond it they are the best, by their half-precision rows, of
-    what a graph of 8-bit vectors holds near the query; rows are in files that the system maps, the graph is in memory
-    (benchmarks/archive.py: recall, times and memory up to a million).
+    what cells of 8-bit vectors hold near the query; half-precision rows are in files that the system maps, the cells
+    are in memory (benchmarks/archive.py: recall, times and memory up to a million).
 
-    The neighbours are a function of the commits and saves in their order, whatever was asked between: after `save` an
-    archive goes on exactly as one that was opened from what it saved. (The graph draws at random how high a row stands,
-    and a file does not say where in its numbers it was.) `version` counts commits. Nothing here is asynchronous, and
-    one thread at a time may use it: a query takes a millisecond at most, a commit of many rows more.
+    The neighbours are a function of the entries in their order, however they were committed, saved and opened, and
+    whatever was asked between. `version` counts commits. Nothing here is asynchronous, and one thread at a time may use
+    it: a query takes a millisecond at most, a commit of many rows more.
     """
 
     def __init__(self, dim: int, *, keep_texts: bool = False, exact_below: int = EXACT_BELOW) -> None:
@@ -49,7 +50,7 @@ class Archive:
         self._exact_below = exact_below
         self._rows = Rows(dim)
         self._texts = Texts() if keep_texts else None
-        self._graph: Graph | None = None
+        self._cells: Cells | None = None
         self._dense: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
@@ -73,11 +74,16 @@ class Archive:
         if k < 1:
             raise UsageError(f"Archive.nearest got k = {k}; expected 1 or more.")
         k = min(k, len(self))
-        ids, cosines = np.empty((len(rows), k), np.int64), np.empty((len(rows), k), np.float32)
-        for start in range(0, len(rows) if k else 0, _QUERIES):
-            part = slice(start, start + _QUERIES)
-            ids[part], cosines[part] = self._nearest(rows[part], k)
-        return ids, cosines
+        if not (k and len(rows)):
+            return np.empty((len(rows), k), np.int64), np.empty((len(rows), k), np.float32)
+        parts = [rows[start : start + _QUERIES] for start in range(0, len(rows), _QUERIES)]
+        if self._cells is None or len(parts) == 1:
+            found = [self._nearest(part, k) for part in parts]
+        else:
+            self._cells.prepare()
+            with ThreadPoolExecutor(_THREADS) as pool:
+                found = list(pool.map(lambda part: self._nearest(part, k), parts))
+        return np.concatenate([ids for ids, _ in found]), np.concatenate([cosines for _, cosines in found])
 
     def commit(self, vectors: ArrayLike, texts: Sequence[str] | None = None) -> None:  # (m, dim)
         """Take rows of length 1 in their order; the version goes up by one, also for no rows.
@@ -104,10 +110,10 @@ class Archive:
             self._texts.append(texts)
         self._dense = None
         if len(self) > self._exact_below:
-            graph = self._graph = self._graph or Graph(self.dim, scale_of(self._first_rows()))
-            for start in range(len(graph), len(self), _CHUNK):
-                # The graph gets what a query is compared with: the rounded rows.
-                graph.add(self._rows.take(np.arange(start, min(start + _CHUNK, len(self)))))
+            cells = self._cells = self._cells or Cells(self.dim, scale_of(self._first_rows()))
+            for start in range(len(cells), len(self), _CHUNK):
+                # The cells get what a query is compared with: the rounded rows.
+                cells.add(self._rows.take(np.arange(start, min(start + _CHUNK, len(self)))))
         self.version += 1
 
     def vectors(self, ids: ArrayLike) -> NDArray[np.float32]:  # (...,) -> (..., dim)
@@ -144,11 +150,11 @@ class Archive:
                 shutil.rmtree(old, ignore_errors=True)
                 folder.rename(old)  # `open` finds it there if this process ends before the next line
             fresh.rename(folder)
-        except (OSError, RuntimeError) as error:  # usearch tells of a full disk by RuntimeError
+        except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
             raise RunFolderError(f"cannot write the archive to '{folder}': {_words(error)}.") from error
         shutil.rmtree(old, ignore_errors=True)
-        self._adopt(folder, len(self), self._graph.scale if self._graph is not None else None)
+        self._adopt(folder, len(self), self._cells.scale if self._cells is not None else None)
 
     @classmethod
     def open(cls, folder: Path) -> Archive:
@@ -191,8 +197,8 @@ class Archive:
         self._rows.save(folder / _ROWS)
         if self._texts is not None:
             self._texts.save(folder)
-        if self._graph is not None:
-            self._graph.save(folder)
+        if self._cells is not None:
+            self._cells.save(folder)
         facts = {
             "schema": SCHEMA,
             "dim": self.dim,
@@ -200,7 +206,7 @@ class Archive:
             "version": self.version,
             "keep_texts": self.keeps_texts,
             "exact_below": self._exact_below,
-            "scale": None if self._graph is None else self._graph.scale,
+            "scale": None if self._cells is None else self._cells.scale,
             "bytes": {path.name: path.stat().st_size for path in folder.iterdir()},
         }
         (folder / _FACTS).write_text(json.dumps(facts, sort_keys=True) + "\n", "utf-8")
@@ -214,13 +220,13 @@ class Archive:
         self._rows = Rows(self.dim, folder / _ROWS, count)
         if self._texts is not None:
             self._texts = Texts.open(folder, count)
-        self._graph = Graph(self.dim, scale, folder) if scale is not None else None
+        self._cells = Cells(self.dim, scale, folder) if scale is not None else None
 
     def _nearest(
         self, rows: NDArray[np.float32], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:  # (n, dim) -> (n, k), (n, k)
-        if self._graph is not None:
-            found = self._graph.candidates(rows, max(2 * k, _LEAST_CANDIDATES))
+        if self._cells is not None:
+            found = self._cells.candidates(rows, max(2 * k, _LEAST_CANDIDATES))
             cosines = np.einsum("nd,ncd->nc", rows, self._rows.take(np.maximum(found, 0)))
             return _ranked(found, np.where(found < 0, -np.inf, cosines).astype(np.float32), k)
         cosines = rows @ self._exact().T
@@ -232,7 +238,7 @@ class Archive:
         return _ranked_ragged(picked, cosines, k)
 
     def _first_rows(self) -> NDArray[np.float32]:
-        """Those that are there whenever the graph begins, however many came with one commit."""
+        """Those that are there whenever the cells begin, however many came with one commit."""
         return self._rows.take(np.arange(min(max(self._exact_below, 1), _CHUNK)))
 
     def _exact(self) -> NDArray[np.float32]:
