@@ -12,7 +12,7 @@ from instructgym.agents.persistence import SavedAgent, load_agent, read_saved_ag
 from instructgym.agents.registry import AGENTS, AgentInfo, agent_names, make_agent
 
 if TYPE_CHECKING:
-    from instructgym.agents.ppo import PPO, PPOConfig
+    from instructgym.agents.policy_gradient import PPO, PPOConfig
     from instructgym.agents.sb3 import SB3Agent, SB3VecEnv
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
     "save_agent",
 ]
 
-_LAZY = {"PPO": "ppo", "PPOConfig": "ppo", "SB3Agent": "sb3", "SB3VecEnv": "sb3"}
+_LAZY = {"PPO": "policy_gradient", "PPOConfig": "policy_gradient", "SB3Agent": "sb3", "SB3VecEnv": "sb3"}
 
 
 def __getattr__(name: str) -> Any:

@@ -95,7 +95,7 @@ def _build(
     name: str, obs_space: Any, action_space: Any, kwargs: dict[str, Any], seed: int, action_names: Sequence[str]
 ) -> Agent:
     if name == "ppo":
-        from instructgym.agents.ppo import PPO, PPOConfig
+        from instructgym.agents.policy_gradient import PPO, PPOConfig
 
         return PPO(obs_space, action_space, PPOConfig.from_kwargs(kwargs), seed)
     if name in AGENTS and name.startswith("sb3:"):

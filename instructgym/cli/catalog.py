@@ -245,7 +245,7 @@ def _describe_agent(name: str) -> None:
     if name == "ppo":
         import dataclasses
 
-        from instructgym.agents.ppo import PPOConfig
+        from instructgym.agents.policy_gradient import PPOConfig
 
         for field in dataclasses.fields(PPOConfig):
             print_text(f"{field.name} = {field.default!r}", indent=4)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from instructgym.agents.networks import ActorCritic, Adam, masked_log_softmax, masked_probs
+from instructgym.agents.policy_gradient.networks import ActorCritic, Adam, masked_log_softmax, masked_probs
 
 
 def test_illegal_actions_have_probability_exactly_zero_and_no_gradient():

@@ -21,13 +21,13 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from instructgym.agents.async_collector import AsyncCollector
 from instructgym.agents.base import Algorithm, Decision, Progress
-from instructgym.agents.collector import Collector
 from instructgym.agents.draws import derive_seed, first_uniforms, sample_categorical
-from instructgym.agents.networks import ActorCritic, Adam, masked_log_softmax, masked_probs
 from instructgym.agents.normaliser import ObservationNormaliser, RewardScaler
-from instructgym.agents.ppo_config import PPOConfig
+from instructgym.agents.policy_gradient.async_collector import AsyncCollector
+from instructgym.agents.policy_gradient.collector import Collector
+from instructgym.agents.policy_gradient.config import PPOConfig
+from instructgym.agents.policy_gradient.networks import ActorCritic, Adam, masked_log_softmax, masked_probs
 from instructgym.agents.rollout import Rollout, require_same_step
 from instructgym.agents.spaces import Flattener, num_actions
 from instructgym.errors import BackendError

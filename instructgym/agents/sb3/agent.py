@@ -22,7 +22,7 @@ from instructgym.agents.base import Algorithm, Decision, Progress
 from instructgym.agents.checking import check_kwargs
 from instructgym.agents.draws import derive_seed, first_uniforms, sample_categorical
 from instructgym.agents.normaliser import ObservationNormaliser
-from instructgym.agents.sb3_vec_env import FlatNormalisedVecEnv, SB3VecEnv
+from instructgym.agents.sb3.vec_env import FlatNormalisedVecEnv, SB3VecEnv
 from instructgym.agents.spaces import Flattener, num_actions
 from instructgym.errors import ConfigError
 from instructgym.plugins import nearest

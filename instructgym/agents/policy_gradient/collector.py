@@ -12,7 +12,7 @@ from instructgym.agents.rollout import Rollout, action_masks, valid_rows
 from instructgym.agents.spaces import stack_rows
 
 if TYPE_CHECKING:
-    from instructgym.agents.ppo import PPO
+    from instructgym.agents.policy_gradient.ppo import PPO
 
 __all__ = ["Collector"]
 

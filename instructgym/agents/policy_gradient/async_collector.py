@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from instructgym.agents.collector import Collector
+from instructgym.agents.policy_gradient.collector import Collector
 from instructgym.errors import UsageError
 
 if TYPE_CHECKING:
-    from instructgym.agents.ppo import PPO
+    from instructgym.agents.policy_gradient.ppo import PPO
     from instructgym.agents.rollout import Rollout
 
 __all__ = ["AsyncCollector", "SendRecvEnv"]
