@@ -5,8 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from instructgym.agents.base import Agent
 from instructgym.agents.baselines import FixedAgent, RandomAgent, RoundRobinAgent, SequenceAgent
@@ -21,12 +25,17 @@ ENTRY_POINT_GROUP = "instructgym.agents"
 
 @dataclass(frozen=True)
 class AgentInfo:
-    """What a list shows of an agent. `learns` agents are `Algorithm`s; `takes` is what follows the name's colon."""
+    """What a list shows of an agent. `learns` agents are `Algorithm`s; `takes` is what follows the name's colon.
+
+    `made_by` is ``module:Class`` of an agent that is made as a user's own class is: of what `make_agent` offers it gets
+    what its constructor names.
+    """
 
     name: str
     description: str
     learns: bool = False
     takes: str = ""
+    made_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ def make_agent(
     kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
     action_names: Sequence[str] = (),
+    action_features: NDArray[np.float32] | None = None,
 ) -> Agent:
     """The agent of that name.
 
@@ -74,14 +84,23 @@ def make_agent(
         obs_space: of a single env.
         action_space: of a single env; Discrete.
         kwargs: go to the agent's constructor. A user's class gets them too, and of `obs_space`, `action_space`,
-            `seed` and `action_names` those that its constructor names.
+            `seed`, `action_names` and `action_features` those that its constructor names.
         action_names: the operations' names in the order of the actions.
+        action_features: float32 (A, E), what is known of each operation: an embedding of its description. For agents
+            that are to choose from operations that they were not trained on.
 
     Raises:
         ConfigError: an unknown name, operation or argument (with the nearest one), or something that is no agent.
     """
     given = dict(kwargs or {})
-    agent = _build(name, obs_space, action_space, given, seed, action_names)
+    offered = {
+        "obs_space": obs_space,
+        "action_space": action_space,
+        "seed": seed,
+        "action_names": tuple(action_names),
+        "action_features": action_features,
+    }
+    agent = _build(name, given, offered)
     agent.origin = Origin(name, given, seed, obs_space, action_space)  # type: ignore[attr-defined]
     return agent
 
@@ -91,9 +110,9 @@ def agent_names() -> tuple[str, ...]:
     return (*AGENTS, *sorted(set(_installed()) - set(AGENTS)))
 
 
-def _build(
-    name: str, obs_space: Any, action_space: Any, kwargs: dict[str, Any], seed: int, action_names: Sequence[str]
-) -> Agent:
+def _build(name: str, kwargs: dict[str, Any], offered: Mapping[str, Any]) -> Agent:
+    obs_space, action_space, seed = offered["obs_space"], offered["action_space"], offered["seed"]
+    action_names: Sequence[str] = offered["action_names"]
     if name == "ppo":
         from instructgym.agents.policy_gradient import PPO, PPOConfig
 
@@ -103,8 +122,11 @@ def _build(
 
         return SB3Agent(name, obs_space, action_space, kwargs=kwargs, seed=seed)
     if is_file_reference(name):
-        return _own(name, load_from_file(name), obs_space, action_space, kwargs, seed, action_names)
+        return _own(name, load_from_file(name), kwargs, offered)
     head, _, rest = name.partition(":")
+    if name in AGENTS and AGENTS[name].made_by:
+        module, _, made_by = AGENTS[name].made_by.partition(":")
+        return _own(name, getattr(import_module(module), made_by), kwargs, offered)
     if head in ("fixed", "sequence"):
         check_kwargs(f"agent '{name}'", kwargs, ())
         indices = [_operation(name, operation.strip(), action_names) for operation in rest.split(",")]
@@ -121,7 +143,7 @@ def _build(
         raise ConfigError(
             f"unknown agent '{name}'; {nearest(name, agent_names())} One of your own: 'path/to/file.py:NAME'."
         )
-    return _own(name, installed[name].load(), obs_space, action_space, kwargs, seed, action_names)
+    return _own(name, installed[name].load(), kwargs, offered)
 
 
 def _operation(name: str, operation: str, action_names: Sequence[str]) -> int:
@@ -133,19 +155,10 @@ def _operation(name: str, operation: str, action_names: Sequence[str]) -> int:
     return list(action_names).index(operation)
 
 
-def _own(
-    name: str,
-    found: Any,
-    obs_space: Any,
-    action_space: Any,
-    kwargs: dict[str, Any],
-    seed: int,
-    action_names: Sequence[str],
-) -> Agent:
+def _own(name: str, found: Any, kwargs: dict[str, Any], offered: Mapping[str, Any]) -> Agent:
     """A user's class, factory or instance as an agent."""
     agent = found
     if inspect.isclass(found) or (callable(found) and not hasattr(found, "act")):
-        offered = {"obs_space": obs_space, "action_space": action_space, "seed": seed, "action_names": action_names}
         agent = _call(name, found, offered, kwargs)
     elif kwargs:
         raise ConfigError(f"agent '{name}' is an instance and takes no arguments, but got {sorted(kwargs)}.")
@@ -157,7 +170,7 @@ def _own(
     return agent
 
 
-def _call(name: str, make: Callable[..., Any], offered: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+def _call(name: str, make: Callable[..., Any], offered: Mapping[str, Any], kwargs: dict[str, Any]) -> Any:
     parameters = inspect.signature(make).parameters
     arguments = {key: value for key, value in offered.items() if key in parameters} | kwargs
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
