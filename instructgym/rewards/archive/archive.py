@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,7 @@ EXACT_BELOW = 10_000
 _LEAST_CANDIDATES = 24
 _UNIT = 1e-3
 _CHUNK = 16_384
-_QUERIES = 128
-_THREADS = 2
+_QUERIES = 1024
 _FACTS, _ROWS = "archive.json", "rows.f16"
 
 
@@ -77,12 +75,7 @@ class Archive:
         if not (k and len(rows)):
             return np.empty((len(rows), k), np.int64), np.empty((len(rows), k), np.float32)
         parts = [rows[start : start + _QUERIES] for start in range(0, len(rows), _QUERIES)]
-        if self._cells is None or len(parts) == 1:
-            found = [self._nearest(part, k) for part in parts]
-        else:
-            self._cells.prepare()
-            with ThreadPoolExecutor(_THREADS) as pool:
-                found = list(pool.map(lambda part: self._nearest(part, k), parts))
+        found = [self._nearest(part, k) for part in parts]
         return np.concatenate([ids for ids, _ in found]), np.concatenate([cosines for _, cosines in found])
 
     def commit(self, vectors: ArrayLike, texts: Sequence[str] | None = None) -> None:  # (m, dim)

@@ -13,7 +13,7 @@ from instructgym.errors import RunFolderError
 __all__ = ["Cells", "scale_of"]
 
 CAPACITY = 256
-PROBES, LEAST_PROBES = 32, 5
+PROBES, LEAST_PROBES = 32, 4
 BLOCK = 256
 _CELLS_FOR_ONE_LESS = 32
 _REVISED = 2 * BLOCK
@@ -93,13 +93,6 @@ class Cells:
             found[query, : len(numbers)] = numbers
         return found
 
-    def prepare(self) -> None:
-        """Do what the first `candidates` after `add` would do: then several threads may ask at once."""
-        import numkong
-
-        if self._packed is None:
-            self._packed = numkong.dots_pack(self._centroids[: len(self._codes)])
-
     def save(self, folder: Path) -> None:
         """Write the cells to files of `folder`."""
         with (folder / _CODES).open("wb") as codes, (folder / _ORDER).open("wb") as order:
@@ -138,7 +131,8 @@ class Cells:
     def _dots(self, codes: NDArray[np.int8]) -> NDArray[np.int32]:  # (m, dim) -> (m, cells)
         import numkong
 
-        self.prepare()
+        if self._packed is None:
+            self._packed = numkong.dots_pack(self._centroids[: len(self._codes)])
         dots: NDArray[np.int32] = np.asarray(numkong.dots_packed(np.ascontiguousarray(codes), self._packed))
         return dots
 

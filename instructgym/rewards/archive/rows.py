@@ -29,7 +29,7 @@ class Rows:
         self._file: int | None = None
         self._base: NDArray[np.float16] = np.empty((0, dim), _DTYPE)
         if base is not None and count:
-            self._base = np.memmap(base, dtype=_DTYPE, mode="r", shape=(count, dim))
+            self._base = np.asarray(np.memmap(base, dtype=_DTYPE, mode="r", shape=(count, dim)))
         self._tail: NDArray[np.float16] = np.empty((0, dim), _DTYPE)
         self._used = 0
 
@@ -51,17 +51,18 @@ class Rows:
     def take(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:  # (...,) -> (..., dim)
         """Rows by number, in single precision."""
         flat = ids.reshape(-1)
-        rows = np.empty((len(flat), self.dim), np.float32)
         old = flat < len(self._base)
-        if old.any():
-            rows[old] = self._base[flat[old]]
-        if not old.all():
-            rows[~old] = self._tail[flat[~old] - len(self._base)]
+        if old.all():
+            rows = _single(self._base[flat])
+        else:
+            rows = np.empty((len(flat), self.dim), np.float32)
+            rows[old] = _single(self._base[flat[old]])
+            rows[~old] = _single(self._tail[flat[~old] - len(self._base)])
         return rows.reshape(*ids.shape, self.dim)
 
     def all(self) -> NDArray[np.float32]:  # (n, dim)
         """Every row in single precision; for small archives."""
-        return np.concatenate([self._base, self._tail[: self._used]]).astype(np.float32)
+        return _single(np.concatenate([self._base, self._tail[: self._used]]))
 
     def save(self, path: Path) -> None:
         """Write all rows to `path`."""
@@ -106,3 +107,10 @@ class Rows:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _single(rows: NDArray[np.float16]) -> NDArray[np.float32]:
+    """The same numbers in single precision, in a fifth of `astype`'s time."""
+    import numkong
+
+    return np.asarray(numkong.astype(rows, "float32")) if rows.size else rows.astype(np.float32)
