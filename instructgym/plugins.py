@@ -54,11 +54,11 @@ def load_from_file(reference: str) -> Any:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'? Known: a, b, c.`` for an error message."""
+    """``did you mean 'x'? Known: a, b, c.`` for an error message, to stand after a semicolon."""
     names = [*known]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}Known: {', '.join(names)}."
+    hint = f"did you mean '{close[0]}'? K" if close else "k"
+    return f"{hint}nown: {', '.join(names)}."
 
 
 def require(module: str, *, extra: str) -> None:

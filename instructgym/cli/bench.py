@@ -98,6 +98,9 @@ def rewards(
         require("matplotlib", extra="plots")
         if figure.suffix.lower() not in _FIGURES:
             raise ConfigError(f"--figure is '{figure}'; expected a name that ends with {', '.join(_FIGURES)}.")
+    for option, path in (("--json", json_file), ("--figure", figure)):
+        if path is not None:
+            _make_folder_of(path, option)
     runtime = Runtime(resolved)
     simulated = set(runtime.simulated_roles) == set(ROLES)  # one real role, and training would cost calls
     steps = (_HACKING_STEPS if simulated else 0) if hacking is None else hacking
@@ -117,15 +120,23 @@ def rewards(
         runtime.close()
     _print(bench)
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(bench.as_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
         typer.echo(f"wrote {json_file}")
     if figure is not None:
         from instructgym.train.reward_bench.figure import draw_bench
 
-        figure.parent.mkdir(parents=True, exist_ok=True)
         draw_bench(bench, figure)
         typer.echo(f"wrote {figure}")
+
+
+def _make_folder_of(path: Path, option: str) -> None:
+    """So that a path that cannot be is told before anything is measured."""
+    if path.is_dir():
+        raise ConfigError(f"{option} is '{path}', which is a folder; expected a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{option} is '{path}', whose folder cannot be made: {error}.") from error
 
 
 def _print(bench: RewardBench) -> None:
@@ -170,7 +181,10 @@ def _asks_simulated(bench: RewardBench, name: str) -> bool:
 
 
 def _number(value: float | None, form: str = ".3f") -> str:
-    return "" if value is None else f"{value:{form}}"
+    if value is None:
+        return ""
+    text = f"{value:{form}}"
+    return text if float(text) else f"{0.0:{form}}"  # no "-0.00"
 
 
 def _print_hacking(matrix: HackingMatrix) -> None:
@@ -180,12 +194,13 @@ def _print_hacking(matrix: HackingMatrix) -> None:
     rows = []
     for name, lifts in matrix.lifts.items():
         others = {column: lift for column, lift in lifts.items() if column in matrix.lifts and column != name}
-        worst = sorted(others, key=lambda column: others[column])[:2]
+        falls = [column for column in others if round(others[column], 1) < 0]
+        worst = sorted(falls, key=lambda column: others[column])[:2]
         rows.append(
             [
                 name,
                 ", ".join(f"{column} {others[column]:+.1f}" for column in worst),
-                f"{lifts[name]:+.2f}",
+                _number(lifts[name], "+.2f"),
                 _number(lifts.get("true_gain"), "+.2f"),
                 _number(matrix.totals[name].get("true_gain"), ".2f"),
                 f"{matrix.totals[name]['eliminated']:.2f}",

@@ -169,18 +169,25 @@ def _rewards() -> dict[str, str]:
     }
 
 
+_REWARD = '"REWARD"'
+
+
 def _describe_reward(name: str) -> None:
-    from instructgym.rewards.registry import COMPOSITIONS, NEEDS, REWARDS
+    from instructgym.rewards.registry import COMPOSITIONS, REWARDS
 
     if name not in REWARDS:
         return
     info = REWARDS[name]
     print_text(info.summary.replace("`", ""), indent=2)
-    print_text(f"needs: {', '.join(sorted(info.needs)) or 'nothing'}", indent=2)
-    options = [option for option in info.parameters if option not in (*NEEDS, "changes_topic")]
-    print_text(f"options: {', '.join(options) or 'none'}", indent=2)
+    none = "what its rewards need" if name in COMPOSITIONS else "nothing"
+    print_text(f"needs: {', '.join(sorted(info.needs)) or none}", indent=2)
+    print_text(f"options:{'' if info.options else ' none'}", indent=2)
+    for option, parameter in info.options.items():
+        must = parameter.default is parameter.empty
+        print_text(option + (" must be given" if must else f" = {parameter.default!r}"), indent=4)
     if name in COMPOSITIONS:
-        parts = ", ".join(f'{option} = "REWARD"' for option in info.reward_options)
+        forms = {"rewards": '["REWARD", "REWARD"]', "cost": '"operation_cost"'}
+        parts = ", ".join(f"{option} = {forms.get(option, _REWARD)}" for option in info.reward_options)
         print_text(f'in a config: reward.define.MINE = {{ type = "{name}", {parts}, OPTION = VALUE }}', indent=2)
     else:
         print_text(f"in a config: reward.terms.{name} = WEIGHT, reward.kwargs.{name}.OPTION = VALUE", indent=2)

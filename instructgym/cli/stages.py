@@ -310,7 +310,10 @@ def _conclude(result: RunResult, config: Config) -> None:
             typer.echo(f"wrote {path}{'/' if path.is_dir() else ''}{f' ({note})' if note else ''}")
     if result.lost:
         lost = ", ".join(f"{report.lost} in {report.stage}" for report in result.stages if report.lost)
-        say(f"finished, but calls failed for good: {lost}. Ask again with the same command and --retry-failed.")
+        say(
+            f"finished, but failed calls or missing rewards ended work early: {lost}. Ask again with the same command "
+            "and --retry-failed."
+        )
 
 
 def register(app: typer.Typer) -> None:

@@ -180,11 +180,14 @@ class _Builder:
                 raise ConfigError(
                     f"reward '{info.name}' got {part} = {own[part]!r}; that part is the run's, leave it out."
                 )
+        info.check_options(own)
         parts = {part: self.given[part] for part in (*NEEDS, "changes_topic") if part in info.parameters}
         try:
             return info.made_of(**{**parts, **built})
-        except TypeError as error:
-            raise ConfigError(f"reward '{info.name}' cannot be built with options {own}: {error}.") from error
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"reward '{info.name}' cannot be built with options {own}: {type(error).__name__}: {error}"
+            ) from error
 
     def _resolved(self, spec: Any) -> tuple[_Builder, RewardInfo, dict[str, Any]]:
         """(who builds the parts, what the spec names, its options); a definition is followed to its reward."""

@@ -68,6 +68,30 @@ class RewardInfo:
         """The names that its constructor takes; none for what is built already."""
         return tuple(inspect.signature(self.made_of).parameters) if isinstance(self.made_of, type) else ()
 
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """Its parameters by name, without those that whoever builds it fills in."""
+        if not isinstance(self.made_of, type):
+            return {}
+        parameters = inspect.signature(self.made_of).parameters
+        return {name: one for name, one in parameters.items() if name not in (*NEEDS, "changes_topic")}
+
+    def check_options(self, given: Collection[str]) -> None:
+        """Raise `ConfigError` unless it has each of the options `given`, and they are all that it must have."""
+        options = self.options
+        if any(one.kind is one.VAR_KEYWORD for one in options.values()):
+            return
+        for name in given:
+            if name not in (*options, *self.parameters):
+                known = nearest(name, options) if options else "it takes none."
+                raise ConfigError(f"reward '{self.name}' has no option '{name}'; {known}")
+        must = [repr(name) for name, one in options.items() if one.default is one.empty and name not in given]
+        if must:
+            raise ConfigError(
+                f"reward '{self.name}' needs the option{'s' if must[1:] else ''} {', '.join(must)}; it got "
+                f"{', '.join(map(repr, given)) or 'none'}."
+            )
+
 
 def _of_class(found: type[Reward], name: str = "") -> RewardInfo:
     summary = (inspect.getdoc(found) or "").partition("\n")[0]

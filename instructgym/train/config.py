@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -292,6 +293,26 @@ class RewardSection(Section):
             raise ValueError(f"kwargs are given for {strangers}, but the reward is made of {sorted(known)}")
         return self
 
+    @field_validator("terms", mode="before")
+    @classmethod
+    def _terms_are_weights(cls, terms: Any) -> Any:
+        for name, weight in terms.items() if isinstance(terms, Mapping) else ():
+            if isinstance(weight, Mapping):
+                raise ValueError(
+                    f"'{name}' is {dict(weight)}; expected a weight. Options stand in reward.kwargs, rewards that are "
+                    "made of others in reward.define"
+                )
+        return terms
+
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _gate_is_one(cls, gate: Any) -> Any:
+        threshold = next(iter(gate.values())) if isinstance(gate, Mapping) and len(gate) == 1 else None
+        is_number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool) and math.isfinite(threshold)
+        if not isinstance(gate, (bool, str)) and not is_number:
+            raise ValueError(f"got {gate!r}; expected true, false, a reward's name or {{name = threshold}}")
+        return gate
+
     @field_validator("define")
     @classmethod
     def _definitions_have_types(cls, define: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -300,7 +321,7 @@ class RewardSection(Section):
         try:
             check_definitions(define)
         except ConfigError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(str(error).removesuffix(".")) from None
         return define
 
 

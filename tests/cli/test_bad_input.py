@@ -225,7 +225,8 @@ def test_lost_items_end_with_4_until_they_are_asked_again(
         first = invoke(*arguments)
         assert first.exit_code == 4
         words = (
-            r"finished, but calls failed for good: \d+ in evolve\. Ask again with the same command and --retry-failed"
+            r"finished, but failed calls or missing rewards ended work early: \d+ in evolve\. Ask again with the same "
+            r"command and --retry-failed"
         )
         assert re.search(words, first.stderr)
         asked = server.stats()["requests"]

@@ -3,6 +3,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from instructgym.cli.bench import _print_hacking
+from instructgym.errors import ConfigError
+from instructgym.train.reward_bench import HackingMatrix
+from instructgym.train.reward_bench.label_files import FILES
+
 from .conftest import Invoke
 
 
@@ -52,4 +59,53 @@ def test_bench_rewards_names_what_is_wrong(invoke: Invoke, tmp_path: Path) -> No
     assert "no reward is named" in empty.stderr
     missing = invoke("bench", "rewards", "--rewards", "length_cap", "--hacking", "0", "--data", tmp_path)
     assert missing.exit_code == 2
-    assert "has no evolved/wizardlm_testset_150.jsonl" in missing.stderr
+    names = ", ".join(FILES)
+    said = f"error: the folder of label sets {tmp_path} has no {names}; docs/rewards.md says what it holds."
+    assert missing.stderr.rstrip() == said  # before anything is probed
+
+
+def test_a_figure_of_an_unknown_kind_is_refused_before_anything_is_measured(invoke: Invoke, tmp_path: Path) -> None:
+    figure = tmp_path / "bench.jpeg2"
+    result = invoke("bench", "rewards", "--rewards", "length_cap", "--hacking", "0", "--figure", figure)
+    assert result.exit_code == 2
+    error = f"error: --figure is '{figure}'; expected a name that ends with .png, .svg, .pdf."
+    assert "".join(result.stderr.split()) == "".join(error.split())
+    assert not result.stdout
+
+
+def test_training_is_left_out_where_one_llm_is_real(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def bench_rewards(*arguments: object, hacking_steps: int, **more: object) -> None:
+        asked.append(hacking_steps)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("instructgym.train.reward_bench.bench_rewards", bench_rewards)
+    monkeypatch.setattr("instructgym.train.runtime.Runtime.check_endpoints", lambda runtime: None)
+    real = "llm.reviewer={backend='openai', base_url='http://127.0.0.1:9/v1', model='judge'}"
+    for options in ((), ("--set", real), ("--set", real, "--hacking", "64")):
+        result = invoke("bench", "rewards", "--rewards", "length_cap", *options)
+        assert result.stderr.splitlines()[-1] == "error: enough"
+    assert asked == [2048, 0, 64]
+
+
+def test_what_does_not_fall_is_not_called_falling_and_nothing_is_minus_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    totals = {name: {"a": 0.0, "b": 0.0, "eliminated": 0.0, "true_gain": 1.0} for name in ("random", "a", "b")}
+    lifts = {"a": {"a": -0.001, "b": -0.04, "true_gain": -0.002}, "b": {"a": -0.36, "b": 0.5, "true_gain": 0.25}}
+    _print_hacking(HackingMatrix(totals, lifts, {}, chains=8, steps=64))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["a", "+0.00", "+0.00", "1.00", "0.00"] in rows
+    assert ["b", "a", "-0.4", "+0.50", "+0.25", "1.00", "0.00"] in rows
+
+
+def test_a_file_that_cannot_be_written_is_said_before_anything_is_measured(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = invoke("bench", "rewards", "--json", tmp_path)
+    assert (folder.exit_code, folder.stderr) == (
+        2,
+        f"error: --json is '{tmp_path}', which is a folder; expected a file.\n",
+    )
+    below = tmp_path / "file" / "bench.png"
+    nowhere = invoke("bench", "rewards", "--figure", below)
+    assert nowhere.exit_code == 2
+    assert nowhere.stderr.startswith(f"error: --figure is '{below}', whose folder cannot be made: ")

@@ -62,6 +62,21 @@ def test_describe_the_other_kinds(invoke: Invoke, name: str) -> None:
     assert len(result.stdout.splitlines()) >= 2
 
 
+def test_describe_a_reward_says_what_must_be_given_and_what_is_there(invoke: Invoke) -> None:
+    assert invoke("describe", "novelty").stdout.splitlines()[2:] == [
+        "  needs: encoder",
+        "  options:",
+        "    parent_weight = 0.5",
+        "    seed_weight = 0.5",
+        "  in a config: reward.terms.novelty = WEIGHT, reward.kwargs.novelty.OPTION = VALUE",
+    ]
+    lagrangian = invoke("describe", "lagrangian").stdout
+    assert "\n  needs: what its rewards need\n" in lagrangian
+    assert "\n    limit must be given\n    learning_rate = 0.05\n" in lagrangian
+    assert 'reward = "REWARD", cost = "operation_cost"' in lagrangian
+    assert 'rewards = ["REWARD", "REWARD"]' in " ".join(invoke("describe", "product").stdout.split())
+
+
 def test_describe_an_unknown_name_offers_the_nearest(invoke: Invoke) -> None:
     result = invoke("describe", "noveltie")
     assert result.exit_code == 2

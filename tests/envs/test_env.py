@@ -13,7 +13,8 @@ from gymnasium.utils.env_checker import check_env
 
 from instructgym.envs import InstructionEvolutionEnv
 from instructgym.errors import ConfigError, ConnectionLost, EndpointUnreachable, SeedError, UsageError
-from instructgym.types import Completion, Instruction
+from instructgym.rewards import Clip, Reward, WeightedSum
+from instructgym.types import Completion, Instruction, Score
 
 MODES = ("flat", "dict", "tokens", "last_operation")
 ID = "instructgym/InstructionEvolution-v0"
@@ -154,6 +155,32 @@ def test_missing_reward_is_an_invalid_row(make):
     _, reward, terminated, truncated, info = env.step(1)
     assert (reward, terminated, truncated) == (0.0, False, True)
     assert (info["valid"], info["failure"]) == (False, "reward missing")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_reward_that_commits_and_saves_nothing_is_given_the_rollout(make, wrapped):
+    class Diary(Reward):
+        name = "diary"
+
+        def __init__(self):
+            self.rollouts = []
+
+        async def score(self, transition):
+            return Score(1.0, {"diary": 1.0})
+
+        def commit(self, transitions):
+            self.rollouts.append([(each.step, each.operation) for each in transitions])
+
+    diary = Diary()
+    assert diary.state_dict() == {}
+    env = make(reward=Clip(WeightedSum({"diary": (diary, 1.0)})) if wrapped else diary, horizon=2)
+    trace = episode(env, [0, 1], seed=0)
+    assert trace[-1][2]
+    assert diary.rollouts == []
+    names = env.unwrapped.dynamics.action_set.names
+    env.unwrapped.end_rollout()
+    env.unwrapped.end_rollout()
+    assert diary.rollouts == [[(0, names[0]), (1, names[1])], []]
 
 
 def test_action_masks_follow_the_state(make, only_at_start):

@@ -293,7 +293,7 @@ def test_unknown_extra_says_what_is_known(loaded: LoadedModel) -> None:
     with pytest.raises(ConfigError) as error:
         rows_of(question("Write.", extra=(("response_format", '{"type": "json_object"}'),)), loaded, 0)
     assert str(error.value) == (
-        "sampling.extra 'response_format' means nothing to a local transformers model; Known: chat_template_kwargs."
+        "sampling.extra 'response_format' means nothing to a local transformers model; known: chat_template_kwargs."
     )
     with pytest.raises(ConfigError) as error:
         rows_of(question("Write.", extra=(("chat_template_kwargs", "yes"),)), loaded, 0)

@@ -68,6 +68,21 @@ def test_signatures_estimate_the_jaccard_similarity():
         assert np.mean(one == two) == pytest.approx(jaccard(shingles(texts[0]), shingles(texts[1])), abs=0.03)
 
 
+def test_the_signature_of_a_text_of_many_chunks_is_that_of_the_whole():
+    rng = np.random.default_rng(5)
+    long = " ".join(f"w{number}" for number in rng.integers(100_000, size=3 * 8192 + 77))
+    texts = [LONG, long, "", LONG + " again", long + " tail", "one"]
+    hashes, ends = _shingles(texts, 3)
+    drawn = np.random.default_rng(0)
+    a = drawn.integers(1 << 64, size=(16, 1), dtype=np.uint64) | np.uint64(1)
+    b = drawn.integers(1 << 64, size=(16, 1), dtype=np.uint64)
+    found = _signatures(hashes, ends, 16, 0)
+    for text, own in zip(texts, np.split(hashes, ends), strict=False):
+        whole = (a * own + b).min(axis=1) >> np.uint64(32) if text else np.full(16, 0xFFFFFFFF)
+        np.testing.assert_array_equal(found[texts.index(text)], whole)
+    assert list(minhash_pairs(texts)) == [(0, 3), (1, 4)]
+
+
 def test_a_crowd_of_near_copies_is_paired_with_all_of_it():
     crowd = [f"{LONG} number {number}" for number in range(400)]
     assert len(set(minhash_pairs(crowd))) == 400 * 399 // 2

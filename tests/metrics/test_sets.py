@@ -51,6 +51,21 @@ def test_vendi_of_two_rows_by_hand():
     assert vendi_score(rows, q=math.inf) == pytest.approx(1 / shares.max())
 
 
+def test_vendi_of_a_high_order_does_not_vanish():
+    assert vendi_score(np.eye(10), q=400) == pytest.approx(10.0)  # a tenth to the 400th is no double
+    rows = np.array([[1.0, 0.0], [0.6, 0.8]])  # shares 0.8 and 0.2
+    assert vendi_score(rows, q=5000) == pytest.approx(0.8 ** (-5000 / 4999))
+    assert vendi_score(rows, q=400) == pytest.approx(0.8 ** (-400 / 399))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_vendi_refuses_what_is_no_vector(bad):
+    with pytest.raises(
+        ValueError, match=r"^vendi_score got vectors with NaN or infinity; expected rows of length 1\.$"
+    ):
+        vendi_score(np.array([[1.0, 0.0], [bad, 1.0]]))
+
+
 @pytest.mark.parametrize("q", [0.5, 1.0, 2.0, math.inf])
 def test_the_dual_form_gives_what_the_eigenvalues_of_the_kernel_give(q):
     rows = unit(RNG.normal(size=(60, 8)))
@@ -136,6 +151,8 @@ def test_homogenisation_is_the_mean_over_pairs():
     many = texts * 60
     assert homogenisation(many, pairs=5000) == pytest.approx(homogenisation(many, pairs=10**6), abs=0.02)
     assert homogenisation(["one"]) is None
+    with pytest.raises(ValueError, match=r"^homogenisation got pairs = 0; expected 1 or more\.$"):
+        homogenisation(texts, pairs=0)
 
 
 # --- self-BLEU --------------------------------------------------------------------------------------------------------
@@ -163,6 +180,10 @@ def test_self_bleu_is_the_mean_of_bleu_against_the_others(tokens):
 def test_self_bleu_of_equal_texts_is_one():
     assert self_bleu(["name three long rivers of asia"] * 4) == pytest.approx(1.0)
     assert self_bleu(["one text"]) is None
+    with pytest.raises(ValueError, match=r"^self_bleu got max_n = 0; expected 1 or more\.$"):
+        self_bleu(["one text", "another text"], max_n=0)
+    with pytest.raises(ValueError, match=r"^self_bleu got sample = 0; expected 1 or more\.$"):
+        self_bleu(["one text", "another text"], sample=0)
 
 
 # --- compression, coverage --------------------------------------------------------------------------------------------
@@ -170,6 +191,7 @@ def test_repetition_compresses():
     varied = [f"{word} {number}" for number, word in enumerate("river stone cloud ember violin harbour".split())]
     assert compression_ratio(["the same line again"] * 50) > 5 > compression_ratio(varied)
     assert compression_ratio([]) is None
+    assert 0 < compression_ratio(["short"]) < 1
 
 
 def test_coverage_counts_and_evens():

@@ -87,10 +87,105 @@ async def test_definitions_are_names_like_any_other_and_may_speak_of_each_other(
             {},
             r"^the rewards \['novelty', 'novelty'\] of one list must have different names; use a table of them\.$",
         ),
-        ({"type": "clip"}, {}, r"^reward 'clip' cannot be built with options \{\}: .*missing 1 required .*'reward'\.$"),
+        ({"type": "clip"}, {}, r"^reward 'clip' needs the option 'reward'; it got none\.$"),
+        (
+            {"type": "lagrangian", "reward": "novelty"},
+            {},
+            r"^reward 'lagrangian' needs the options 'cost', 'limit'; it got 'reward'\.$",
+        ),
+        (
+            {"novelty": {"seed_wieght": 0.5}},
+            {},
+            r"^reward 'novelty' has no option 'seed_wieght'; did you mean 'seed_weight'\? Known: parent_weight, seed_w",
+        ),
+        (
+            {"type": "normalize", "reward": "novelty", "min_count": "many"},
+            {},
+            r"^reward 'normalize' cannot be built with options \{'reward': .*'min_count': 'many'\}: TypeError: '<' ",
+        ),
         ({"type": "clip", "reward": [3]}, {}, r"^got 3 where a reward is expected; expected a name or a table with"),
     ],
 )
 def test_bad_tables_are_refused_with_words(spec, define, message):
     with pytest.raises(ConfigError, match=message):
         make_reward(spec, define=define, encoder=ENCODER)
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments", "message"),
+    [
+        (
+            {"novelty": 1.0, "gate": "validity"},
+            {"options": {"validty": {"min_words": 3}, "novelty": {"seed_weight": 0.0}}},
+            "options are given for ['validty'], but the reward is made of ['novelty', 'validity'].",
+        ),
+        (
+            {"type": "novelty"},
+            {"options": {"novelty": {"seed_weight": 0.0}}},
+            "options are given for ['novelty'], but {'type': 'novelty'} is no sum of terms; put them into its table.",
+        ),
+        (
+            {"type": "product", "rewards": {"novelty": 1.0, "ngram_novelty": 0.3}},
+            {},
+            "reward 'product' got a weight for 'novelty' at 'rewards'; only 'weighted_sum' weighs: put one there, or "
+            "give a table of options.",
+        ),
+        (
+            {"type": "product", "rewards": {"novelty": {"weight": 2, "seed_weight": 0.0}}},
+            {},
+            "reward 'product' got a weight for 'novelty' at 'rewards'; only 'weighted_sum' weighs: put one there, or "
+            "give a table of options.",
+        ),
+        (
+            {"type": "clip", "reward": {"novelty": {}, "ngram_novelty": {}}},
+            {},
+            "got the rewards ['novelty', 'ngram_novelty'] where one is expected; put them together with type = "
+            "'weighted_sum' or 'product'.",
+        ),
+        (
+            {"type": "clip", "reward": ["novelty", "ngram_novelty"]},
+            {},
+            "got the rewards ['novelty', 'ngram_novelty'] where one is expected; put them together with type = "
+            "'weighted_sum' or 'product'.",
+        ),
+        (
+            {"type": "product", "rewards": "novelty"},
+            {},
+            "a product got a Novelty as its rewards; expected name -> reward.",
+        ),
+        (
+            {"type": "weighted_sum", "rewards": "novelty"},
+            {},
+            "a weighted sum got a Novelty as its rewards; expected name -> (reward, weight).",
+        ),
+        (
+            {"novelty": {"encoder": "hashing"}},
+            {},
+            "reward 'novelty' got encoder = 'hashing'; that part is the run's, leave it out.",
+        ),
+        (
+            {"type": "relevance", "changes_topic": "breadth"},
+            {},
+            "relevance got changes_topic = 'breadth'; expected a list of operations, or a function of a name.",
+        ),
+    ],
+)
+def test_what_would_be_ignored_or_misread_is_refused(spec, arguments, message):
+    with pytest.raises(ConfigError) as error:
+        make_reward(spec, encoder=ENCODER, **arguments)
+    assert str(error.value) == message
+
+
+async def test_options_reach_the_terms_and_the_gate():
+    strict = {"options": {"validity": {"max_words": 5}}}
+    assert await value({"novelty": 1.0, "gate": True}, **strict) == 0.0
+    assert await value({"novelty": 1.0, "gate": {"validity": 0.5}}, **strict) == 0.0
+    bent = await value({"novelty": 1.0}, options={"novelty": {"parent_weight": 0.0, "seed_weight": 0.0}})
+    assert bent == 0.0
+
+
+async def test_a_part_that_is_an_object_may_be_given_in_place_of_the_runs():
+    other = HashingEncoder(dim=64)
+    reward = make_reward({"type": "novelty", "encoder": other}, encoder=ENCODER)
+    assert (await reward.score(STEP)).value != await value("novelty")
+    assert (await reward.score(STEP)).value == (await make_reward("novelty", encoder=other).score(STEP)).value

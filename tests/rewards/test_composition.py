@@ -180,6 +180,25 @@ async def test_memory_goes_to_and_comes_from_every_part():
         total.load_state_dict({"c": {}})
 
 
+class Counting(Reward):
+    """Takes what is committed and has nothing to save."""
+
+    def commit(self, transitions):
+        pass
+
+
+def test_who_commits_is_known_through_any_composition():
+    forgetful, counting = FunctionReward(lambda transition: 0.0, "zero"), Counting()
+    assert not Reward().remembers
+    assert not forgetful.remembers
+    assert counting.remembers
+    assert not WeightedSum({"a": (forgetful, 1.0)}).remembers
+    assert WeightedSum({"a": (forgetful, 1.0), "b": (counting, 0.0)}).remembers
+    assert Gate(counting, forgetful).remembers
+    assert Gate(forgetful, WeightedSum({"a": (counting, 1.0)})).remembers
+    assert not Gate(forgetful, forgetful).remembers
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -197,6 +216,22 @@ async def test_memory_goes_to_and_comes_from_every_part():
         (lambda: as_reward(3), r"^got 3 as a reward; expected a Reward or a function of a transition\.$"),
         (lambda: Novelty(HashingEncoder(), -1.0), r"^novelty got parent_weight = -1\.0; expected a finite number of 0"),
         (lambda: Validity(min_words=5, max_words=2), r"^validity got min_words = 5, max_words = 2; expected 0 <= min"),
+        (lambda: Validity(relevance=1.5), r"^validity got relevance = 1\.5; expected a cosine, -1 to 1\.$"),
+        (lambda: Validity(relevance=float("nan")), r"^validity got relevance = nan; expected a cosine, -1 to 1\.$"),
+        (lambda: Validity(extra_markers="our house"), r"^validity got extra_markers = 'our house'; expected a list of"),
+        (
+            lambda: Validity(changes_topic="breadth"),
+            r"^validity got changes_topic = 'breadth'; expected a list of operations, or a function of a name\.$",
+        ),
+        (
+            lambda: WeightedSum([(Fixed(1), 1.0)]),
+            r"^a weighted sum got a list as its rewards; expected name -> \(reward, weight\)\.$",
+        ),
+        (
+            lambda: as_reward({"a": Fixed(1), "b": Fixed(1)}),
+            r"^got the rewards \['a', 'b'\] where one is expected; put them together with type = 'weighted_sum' or "
+            r"'product'\.$",
+        ),
     ],
 )
 def test_contradictions_are_refused_at_construction(make, message):

@@ -319,6 +319,7 @@ class Plain(Reward):
             "length_cap got neither max_growth nor max_words; expected at least one of them.",
         ),
         (lambda: LengthCap(max_growth=-1), "length_cap got max_growth = -1; expected 0 or more words."),
+        (lambda: LengthCap(max_words=math.nan), "length_cap got max_words = nan; expected 0 or more words."),
         (
             lambda: LengthCap(rate=0),
             "length_cap got rate = 0; expected a number above 0, in reward units a word.",
@@ -330,6 +331,10 @@ class Plain(Reward):
         (
             lambda: Relevance(Table({}), low=0.7, high=0.5),
             "relevance got low = 0.7, high = 0.5; expected -1 <= low < high <= 1.",
+        ),
+        (
+            lambda: Relevance(Table({}), changes_topic="leap"),
+            "relevance got changes_topic = 'leap'; expected a list of operations, or a function of a name.",
         ),
         (
             lambda: OperationCost(costs={"deepen": -1}),

@@ -78,6 +78,11 @@ async def test_marginal_vendi_is_the_difference_of_two_scores():
     assert (await reward.score(step("east"))).value < score.value
 
 
+async def test_marginal_vendi_of_a_rewrite_without_a_direction_is_missing():
+    score = await MarginalVendi(Compass()).score(step("nowhere"))
+    assert (score.value, score.terms) == (None, {"marginal_vendi/version": 0.0, "marginal_vendi/size": 0.0})
+
+
 async def test_new_ngrams_are_those_that_neither_parent_nor_seed_has():
     transition = step("name two rivers of asia", parent="name two rivers", seed="rivers of peru")
     score = await NgramNovelty(max_n=2).score(transition)

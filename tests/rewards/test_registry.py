@@ -145,7 +145,10 @@ def test_every_reward_says_what_it_is():
             {"validity": 1, "gate": 3},
             r"^the reward's gate is 3; expected true, a reward's name or \{name = threshold\}\.$",
         ),
-        ({"validity": {"shape": 1}}, r"^reward 'validity' cannot be built with options \{'shape': 1\}: .*'shape'\.$"),
+        (
+            {"validity": {"shape": 1}},
+            r"^reward 'validity' has no option 'shape'; known: min_words, max_words, relevance, extra_markers\.$",
+        ),
         ({"nowhere/mine.py:reward": 1}, r"^'nowhere/mine\.py:reward': there is no file .*mine\.py\.$"),
     ],
 )
@@ -175,3 +178,25 @@ def test_faults_of_a_users_file_are_named(own, tmp_path):
         ConfigError, match=r"^the reward has more than one term called \['words'\]; names must be unique"
     ):
         make_reward({own("words"): 1, f"{tmp_path / 'other.py'}:words": 1})
+
+
+def test_what_a_users_constructor_refuses_is_said_with_its_options(tmp_path):
+    path = tmp_path / "strict.py"
+    path.write_text(
+        "from instructgym.rewards import Reward\n"
+        "class Strict(Reward):\n"
+        "    def __init__(self, power=1.0, **more):\n"
+        "        if power <= 0:\n"
+        "            raise ValueError('power must be above 0')\n"
+        "class Bare(Reward):\n"
+        "    pass\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        make_reward({f"{path}:Strict": {"power": 0, "colour": "red"}})
+    assert str(error.value) == (
+        f"reward '{path}:Strict' cannot be built with options {{'power': 0, 'colour': 'red'}}: "
+        "ValueError: power must be above 0"
+    )
+    with pytest.raises(ConfigError) as error:
+        make_reward({f"{path}:Bare": {"power": 1}})
+    assert str(error.value) == f"reward '{path}:Bare' has no option 'power'; it takes none."

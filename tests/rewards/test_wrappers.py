@@ -69,6 +69,29 @@ async def test_normalize_counts_committed_transitions_alone_and_survives_no_vari
     assert reward.state_dict() == {"own": {"count": 2, "mean": 3.0, "squares": 0.0, "version": 1}}
 
 
+async def test_normalize_takes_a_step_in_flight_over_a_commit_into_the_next():
+    reward = Normalize(value_of, min_count=1)
+    steps = [step(number) for number in (1.0, 3.0, 8.0)]
+    for each in steps:
+        await reward.score(each)
+    reward.commit(steps[:2])
+    reward.commit(steps[1:])  # what was taken is not taken twice
+    assert reward.state_dict()["own"] == {"count": 3, "mean": 4.0, "squares": pytest.approx(26.0), "version": 2}
+    await reward.score(step(100.0))
+    for _ in range(2):
+        reward.commit([])
+    reward.commit([step(100.0)])  # scored before the last commit but one: forgotten
+    assert reward.state_dict()["own"]["count"] == 3
+
+
+def test_a_wrapper_remembers_where_it_or_what_it_wraps_does():
+    assert not Clip(value_of).remembers
+    assert Clip(Normalize(value_of)).remembers
+    assert Normalize(value_of).remembers
+    assert Schedule(value_of, [(0, 1.0)]).remembers
+    assert Lagrangian(value_of, cost, 1.0).remembers
+
+
 async def test_a_schedule_is_linear_between_its_points():
     reward = Schedule(lambda transition: 2.0, [(2, 0.0), (6, 1.0)])
     factors = []
@@ -140,6 +163,11 @@ async def test_wrappers_nest_and_their_memory_with_them():
             r"^schedule got points = \[\(1, nan\)\]; expected \(transitions, factor\) pairs\.$",
         ),
         (lambda: Product({}), r"^a product got no rewards; expected at least one name -> reward\.$"),
+        (lambda: Product([value_of]), r"^a product got a list as its rewards; expected name -> reward\.$"),
+        (
+            lambda: Lagrangian(value_of, cost, 1.0, multiplier=2.0, max_multiplier=1.0),
+            r"^lagrangian got multiplier = 2\.0, max_multiplier = 1\.0; expected no more\.$",
+        ),
         (
             lambda: Lagrangian(value_of, cost, -1.0),
             r"^lagrangian got limit = -1\.0; expected a finite number of 0 or more\.$",
@@ -168,6 +196,17 @@ async def test_what_is_no_number_names_the_reward_and_the_transition():
         RewardError, match=r"^reward 'lagrangian' in its cost' returned a str; expected one fl.*" + where
     ):
         await Lagrangian(value_of, lambda transition: "much", 1.0).score(step(1.0))
+
+    def broken(transition):
+        raise KeyError("deepen")
+
+    limited = Lagrangian(value_of, broken, 1.0)
+    message = r"^reward 'lagrangian' in its cost' raised KeyError: 'deepen'; expected one float a transition\." + where
+    with pytest.raises(RewardError, match=message) as caught:
+        await limited.score(step(1.0))
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(RewardError, match=message):
+        limited.commit([step(1.0)])
 
 
 def _named(name, value):

@@ -99,6 +99,26 @@ def test_an_override_of_one_reviewer_value_keeps_the_others_defaults() -> None:
             "quickstart: 'reward': kwargs are given for ['lexical'], but the reward is made of ['novelty', "
             "'reviewer_equality', 'validity'].",
         ),
+        (
+            "reward.terms={novelty = {weight = 2.0, seed_weight = 0.0}}",
+            "quickstart: 'reward.terms': 'novelty' is {'weight': 2.0, 'seed_weight': 0.0}; expected a weight. Options "
+            "stand in reward.kwargs, rewards that are made of others in reward.define.",
+        ),
+        (
+            'reward.gate={validity = "high"}',
+            "quickstart: 'reward.gate': got {'validity': 'high'}; expected true, false, a reward's name or "
+            "{name = threshold}.",
+        ),
+        (
+            "reward.gate={validity = 0.5, answerability = 0.5}",
+            "quickstart: 'reward.gate': got {'validity': 0.5, 'answerability': 0.5}; expected true, false, a reward's "
+            "name or {name = threshold}.",
+        ),
+        (
+            'reward.define.mine={reward = "novelty"}',
+            "quickstart: 'reward.define': reward.define.mine has no type; expected a reward's name, e.g. type = "
+            '"gate".',
+        ),
         ("steps", "override 'steps'; expected section.key=value, e.g. train.steps=5000."),
         ("run.seed.x=1", "override 'run.seed.x=1': 'seed' holds a value (0), not a section."),
     ],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from instructgym.errors import ConfigError, SeedError
@@ -14,7 +16,7 @@ from instructgym.train.config_text import load_config
 from instructgym.train.pipeline import seeds_of
 from instructgym.train.reward_bench import BAD, GOOD, KINDS, bench_rewards, probe_set, reward_card
 from instructgym.train.reward_bench.bench import expand_names
-from instructgym.train.reward_bench.figure import draw_bench
+from instructgym.train.reward_bench.figure import _heat, draw_bench
 from instructgym.train.runtime import Runtime
 from instructgym.types import Instruction, Seed
 
@@ -145,7 +147,27 @@ def test_the_benchmark_of_three_rewards(runtime, tmp_path):
 def test_what_all_offline_cannot_build_is_skipped_with_a_reason_and_what_was_named_is_an_error(runtime):
     assert {"config", "ifd", "reviewer_gain"} < set(expand_names(["all-offline"]))
     assert not {"weighted_sum", "gate"} & set(expand_names(["all-offline"]))
-    with pytest.raises(ConfigError, match=r"^reward 'ifd' cannot be built with options \{\}: .*'model'\.$"):
+    with pytest.raises(ConfigError, match=r"^reward 'ifd' needs the option 'model'; it got none\.$"):
         bench_rewards(["ifd"], runtime, SEEDS)
     with pytest.raises(ConfigError, match=r"^unknown reward 'noveltty'; did you mean 'novelty'\?"):
         bench_rewards(["noveltty"], runtime, SEEDS)
+
+
+def test_two_rewards_of_one_name_are_refused_before_anything_is_measured(runtime, tmp_path):
+    own = tmp_path / "mine.py"
+    own.write_text("def novelty(transition):\n    return 0.0\n")
+    with pytest.raises(ConfigError, match=r"^more than one reward is called \['novelty'\]; names must be unique\.$"):
+        bench_rewards(["novelty", f"{own}:novelty"], runtime, SEEDS)
+    assert expand_names(["novelty", "novelty"]) == ["novelty"]
+
+
+def test_numbers_in_the_figure_can_be_read_on_dark_cells_and_are_not_minus_zero():
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    _heat(axes, np.array([[1.0, 0.5, math.nan, -0.0004]]), ["row"], ["a", "b", "c", "d"], "RdYlGn", 0.0, 1.0, "{:+.2f}")
+    assert [(text.get_text(), text.get_color()) for text in axes.texts] == [
+        ("+1.00", "white"),
+        ("+0.50", "black"),
+        ("+0.00", "white"),
+    ]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from instructgym.errors import RunFolderError
+from instructgym.errors import RewardError, RunFolderError
 from instructgym.rewards.archive import Archive
 from instructgym.train.config_text import load_config
 from instructgym.train.pipeline import run
@@ -44,6 +47,49 @@ def test_no_memory_leaves_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "reward").exists()
     with pytest.raises(RunFolderError, match=r"^the reward's memory in .*reward cannot be read: "):
         load_memory(tmp_path / "reward")
+
+
+KINDS = "finite numbers, texts, lists, tables, arrays of numbers and archives"
+KEYS = "texts as keys, so that they come back as they are"
+
+
+@pytest.mark.parametrize(
+    ("state", "got"),
+    [
+        ({"seen": {1, 2}}, f"'seen' holds a set, {{1, 2}}; expected {KINDS}"),
+        ({"a": {"b": [0.0, math.nan]}}, f"'a/b/1' holds a float, nan; expected {KINDS}"),
+        ({"mean": np.float32("inf")}, f"'mean' holds a float, inf; expected {KINDS}"),
+        ({"raw": b"x"}, f"'raw' holds a bytes, b'x'; expected {KINDS}"),
+        ({"rows": np.array([None, "x"])}, f"'rows' holds an array of object; expected {KINDS}"),
+        ({"at": np.array(["2020-01-01"], "M8[D]")}, f"'at' holds an array of datetime64[D]; expected {KINDS}"),
+        ({"by": {3: "x"}}, f"'by' holds the key 3; expected {KEYS}"),
+        ({3: "x"}, f"'state_dict()' holds the key 3; expected {KEYS}"),
+        ({"x": {"__array__": "AA=="}}, f"'x' holds the key '__array__'; expected {KEYS}"),
+    ],
+)
+def test_what_would_not_come_back_is_refused_and_the_memory_before_it_stays(
+    state: dict[Any, Any], got: str, tmp_path: Path
+) -> None:
+    save_memory({"n": 1}, tmp_path / "reward")
+    with pytest.raises(RewardError) as error:
+        save_memory(state, tmp_path / "reward")
+    assert str(error.value) == f"a reward's memory cannot be saved: {got}."
+    assert load_memory(tmp_path / "reward") == {"n": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"x": {"__array__": "AA=="}}', "KeyError('dtype')"),
+        ('{"x": {"__array__": 3, "dtype": "<f4", "shape": [1]}}', r"TypeError(.*)"),
+        ('{"x": {"__array__": "AAAA", "dtype": "<f4", "shape": [1]}}', r"ValueError(.*)"),
+    ],
+)
+def test_a_memory_that_is_damaged_is_said(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "memory.json").write_text(text, "utf-8")
+    pattern = re.escape(message).replace(r"\.\*", ".*")
+    with pytest.raises(RunFolderError, match=rf"^the reward's memory in .* cannot be read: {pattern}\.$"):
+        load_memory(tmp_path)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from instructgym.rewards.base import Reward
 from instructgym.rewards.registry import COMPOSITIONS, REWARDS, label_of
 from instructgym.train.reward_bench.card import RewardCard, reward_card
 from instructgym.train.reward_bench.hacking import HackingMatrix, hacking_matrix
+from instructgym.train.reward_bench.label_files import check_files
 from instructgym.train.reward_bench.labels import LabelRow, measure_labels
 from instructgym.train.reward_bench.probes import ProbeSet, probe_set
 from instructgym.train.reward_bench.scoring import Scored, score_all
@@ -88,8 +89,8 @@ def bench_rewards(
         progress: hears what is being done.
 
     Raises:
-        ConfigError: a reward that was named cannot be built, or two are called alike. One that ``all-offline`` brought
-            is skipped instead.
+        ConfigError: a reward that was named cannot be built, or two are called alike (one that ``all-offline``
+            brought is skipped instead); or `data` lacks a label set.
     """
     if not expand_names(names):
         raise ConfigError("no reward is named; expected names with commas between, or 'all-offline'.")
@@ -97,6 +98,8 @@ def bench_rewards(
     doubled = sorted({label for label in labelled if labelled.count(label) > 1})
     if doubled:
         raise ConfigError(f"more than one reward is called {doubled}; names must be unique.")
+    if data is not None:
+        check_files(data)  # before anything is asked that costs
     probes = probe_set(seeds.all)
     skipped: dict[str, str] = {}
     rewards: dict[str, Reward] = {}

@@ -75,12 +75,15 @@ def _heat(
     high: float,
     form: str,
 ) -> None:
-    axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=8)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     for row in range(values.shape[0]):
         for column in range(values.shape[1]):
             if np.isfinite(values[row, column]):
-                axes.text(
-                    column, row, form.format(values[row, column]), ha="center", va="center", fontsize=6, color="black"
-                )
+                red, green, blue, _ = image.cmap(image.norm(values[row, column]))
+                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.45
+                text = form.format(values[row, column])
+                text = text if float(text) else form.format(0.0)  # no "-0.0"
+                colour = "white" if dark else "black"
+                axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)

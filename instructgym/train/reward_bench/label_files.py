@@ -19,6 +19,7 @@ __all__ = [
     "Preference",
     "Published",
     "Rated",
+    "check_files",
     "read_difficulty",
     "read_judge_runs",
     "read_preferences",
@@ -33,6 +34,7 @@ LLMBAR_RUNS = "judges/llmbar_judgments.jsonl"
 PANDALM = "judges/pandalm_testset.jsonl"
 AUTO_J = "judges/autoj_pairwise.jsonl"
 PROMETHEUS = "judges/prometheus_mtbench_scores.jsonl"
+FILES = (DIFFICULTY, LLMBAR, LLMBAR_RUNS, PANDALM, AUTO_J, PROMETHEUS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,15 @@ class JudgeRun:
     backward: tuple[int | None, ...]
     labels: tuple[int, ...]
     published: Published | None
+
+
+def check_files(data: Path) -> None:
+    """Raise `ConfigError` unless all label sets are there; what is in them is not read."""
+    missing = [name for name in FILES if not (data / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"the folder of label sets {data} has no {', '.join(missing)}; docs/rewards.md says what it holds."
+        )
 
 
 def read_difficulty(data: Path) -> list[Difficulty]:
