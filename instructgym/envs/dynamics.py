@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from instructgym.envs.elimination import Inspection, cut
 from instructgym.envs.operations import ActionSet, Operation
 from instructgym.errors import ActionSetError, BackendError, ContentFiltered, ContextOverflow, UsageError
-from instructgym.llm_backends.base import LLM
+from instructgym.llm_backends.base import LLM, is_instant
 from instructgym.rewards.base import Reward
 from instructgym.rewards.checking import checked_score
 from instructgym.types import Completion, Elimination, Instruction, Score, Seed, Transition, Usage
@@ -94,6 +94,11 @@ class Dynamics:
         self.horizon = horizon
         self.penalty = penalty
 
+    @property
+    def instant(self) -> bool:
+        """Whether a step waits for nobody: expert, rules and reward answer at once."""
+        return is_instant(self.expert) and is_instant(self.elimination) and is_instant(self.reward)
+
     def start(self, seed: Seed, chain_draw: int) -> State:
         """The first state of a chain. `chain_draw` is the first index of the expert's samples."""
         return State(seed=seed, instruction=seed.instruction, step=0, horizon=self.horizon, chain_draw=chain_draw)
@@ -147,12 +152,11 @@ class Dynamics:
             return self._eliminated(state, attempt, too_long, calls=1)
         except BackendError as error:
             return _failed(state, attempt, error)
-        attempt = replace(attempt, reply=completion.text)
         usage = completion.usage or Usage()
         parsed = _unusable(completion) or operation.parse(completion.text, state.instruction)
         if isinstance(parsed, Elimination):
-            return self._eliminated(state, attempt, parsed, usage=usage, calls=1)
-        attempt = replace(attempt, child=parsed)
+            return self._eliminated(state, replace(attempt, reply=completion.text), parsed, usage=usage, calls=1)
+        attempt = replace(attempt, reply=completion.text, child=parsed)
         try:
             inspection = await self.elimination.inspect(attempt, finish_reason=completion.finish_reason)
             usage += inspection.usage

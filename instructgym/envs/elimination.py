@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from instructgym.envs.operations import ActionSet
 from instructgym.errors import ConfigError
-from instructgym.llm_backends.base import LLM
+from instructgym.llm_backends.base import LLM, is_instant
 from instructgym.metrics.faults import has_chatter, refuses, template_markers
 from instructgym.metrics.structure import coverage, structured_blocks
 from instructgym.metrics.text import count_words, has_only_stop_words, normalise
@@ -113,6 +113,12 @@ class EliminationRules:
             "too_long": self._too_long,
         }
         self._text_rules = [(name, rule) for name, rule in texts.items() if name in self.names]
+
+    @property
+    def instant(self) -> bool:
+        """Whether nothing that the rules ask makes them wait."""
+        parts = [part for part in (self._encoder, self._reviewer) if part is not None]
+        return all(map(is_instant, parts))
 
     async def check(self, transition: Transition, *, finish_reason: str = "stop") -> Elimination | None:
         """Why the transition is rejected, or None. Raises `BackendError` if the encoder or the reviewer fails."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from instructgym.envs.dynamics import State
 from instructgym.envs.operations import ActionSet
 from instructgym.errors import ConfigError
+from instructgym.llm_backends.base import is_instant
 from instructgym.metrics.surface import SURFACE_FEATURES, surface_features
 from instructgym.metrics.text import count_words
 from instructgym.plugins import nearest
@@ -96,6 +97,11 @@ class Observer:
         else:
             self._observe, self.space = self._last_operation, _unit_box(0.0, len(action_set))
 
+    @property
+    def instant(self) -> bool:
+        """Whether an observation waits for nobody."""
+        return self.mode not in EMBEDDING_MODES or is_instant(self._encoder)
+
     async def observe(self, state: State) -> Any:
         """The observation of `state`, a new object at each call. May raise `BackendError` through the encoder."""
         return await self._observe(state)
@@ -140,9 +146,8 @@ class Observer:
         ratio = math.log((count_words(text.render()) + 1) / (count_words(origin.render()) + 1))
         eliminated = last is not None and last.elimination is not None
         scalars = np.array([state.step / self._horizon, ratio, now @ before, now @ start, eliminated], dtype=np.float32)
-        np.clip(scalars, _SCALAR_LOW, _SCALAR_HIGH, out=scalars)  # float32 cosines of equal texts exceed 1 by a hair
-        embedding = np.clip(now, -1.0, 1.0)
-        return embedding, np.clip(now - start, -2.0, 2.0), scalars
+        # float32 components and cosines of equal texts exceed 1 by a hair
+        return _within(now, -1.0, 1.0), _within(now - start, -2.0, 2.0), _within(scalars, _SCALAR_LOW, _SCALAR_HIGH)
 
     def _counts(self, state: State) -> Vector:
         counts = np.zeros(len(self._index), dtype=np.float32)
@@ -162,6 +167,13 @@ def check_mode(mode: str) -> None:
     """Raise `ConfigError` with the nearest name unless `mode` is one of `OBSERVATION_MODES`."""
     if mode not in OBSERVATION_MODES:
         raise ConfigError(f"unknown observation '{mode}'; {nearest(mode, OBSERVATION_MODES)}")
+
+
+def _within(values: Vector, low: Any, high: Any) -> Vector:
+    """`np.clip` in a quarter of its time, for short arrays."""
+    bounded: Vector = np.minimum(values, high)
+    np.maximum(bounded, low, out=bounded)
+    return bounded
 
 
 def _unit_box(low: float, *shape: int) -> spaces.Box:

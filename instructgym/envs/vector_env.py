@@ -268,7 +268,8 @@ class InstructionEvolutionVectorEnv(VectorEnv[Any, Any, Any]):
 
     async def _advance_all(self, jobs: Sequence[_Job]) -> list[_Landed]:
         """All rows' steps at once. If one raises, none is taken, and none goes on in the background."""
-        return await gather([self._advance(job) for job in jobs])
+        instant = self.dynamics.instant and self._blueprint.observer.instant
+        return await gather([self._advance(job) for job in jobs], instant=instant)
 
     async def _advance(self, job: _Job) -> _Landed:
         dynamics, observer = self.dynamics, self._blueprint.observer

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from instructgym.types import Completion, Message, Request, Sample, Sampling
 
-__all__ = ["LLM", "LLMBackend"]
+__all__ = ["LLM", "LLMBackend", "is_instant"]
 
 
 @runtime_checkable
@@ -18,6 +18,9 @@ class LLMBackend(Protocol):
     `complete` raises a typed `BackendError` when a call fails; it never returns an empty string, a zero or a neutral
     verdict instead. It opens what it needs (client, model, file) at its first call, inside the running event loop,
     and `aclose` releases that in the same loop; a closed backend may be used again. `name` is for people and logs.
+
+    A backend with an attribute `instant` that is True answers before it gives control back, and does not fail in
+    passing: nobody needs a task to wait for it in, a deadline or a second attempt.
     """
 
     name: str
@@ -25,6 +28,11 @@ class LLMBackend(Protocol):
     async def complete(self, request: Request) -> Completion: ...
 
     async def aclose(self) -> None: ...
+
+
+def is_instant(part: object) -> bool:
+    """Whether `part` (a backend, an LLM, an encoder, a reward, or rules) never makes its caller wait."""
+    return bool(getattr(part, "instant", False))
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,11 @@ class LLM:
                 stage=self.stage,
             )
         )
+
+    @property
+    def instant(self) -> bool:
+        """Whether an answer is there before control is given back."""
+        return is_instant(self.backend)
 
     def for_stage(self, stage: str) -> LLM:
         """The same LLM, whose calls are accounted to `stage`."""

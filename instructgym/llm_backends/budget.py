@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from instructgym.errors import BackendError, BudgetExhausted, ConfigError, EndpointUnreachable
-from instructgym.llm_backends.base import LLMBackend
+from instructgym.llm_backends.base import LLMBackend, is_instant
 from instructgym.llm_backends.clock import current_clock, waiting_for_leave
 from instructgym.llm_backends.pricing import Price, charged_tokens, price_of, tokens_at_most
 from instructgym.llm_backends.retry import OK
@@ -152,6 +152,7 @@ class Budgeted:
         self._counts_tokens = budget.counts_tokens
         self._counts_cost = budget.counts_cost
         self._unlimited = not budget.counts_tokens and budget.max_calls is None and not budget.roles
+        self.instant = self._unlimited and is_instant(inner)
         for item in spent:
             need = self._need(item.model, item.calls, item.usage)
             for account in self._accounts(item.role):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from instructgym.llm_backends.base import LLMBackend
+from instructgym.llm_backends.base import LLMBackend, is_instant
 from instructgym.types import Completion, Request
 
 __all__ = ["ByRole"]
@@ -16,6 +16,7 @@ class ByRole:
     def __init__(self, transports: Mapping[str, LLMBackend]) -> None:
         self._transports = dict(transports)
         self._distinct = list({id(transport): transport for transport in transports.values()}.values())
+        self.instant = all(map(is_instant, self._distinct))
         self.name = "+".join(dict.fromkeys(transport.name for transport in self._distinct))
 
     async def complete(self, request: Request) -> Completion:

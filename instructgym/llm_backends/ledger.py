@@ -16,7 +16,7 @@ from instructgym.errors import (
     ReplayMiss,
     UsageError,
 )
-from instructgym.llm_backends.base import LLMBackend
+from instructgym.llm_backends.base import LLMBackend, is_instant
 from instructgym.llm_backends.ledger_rows import AttemptRow, CallRow, Failure, Store, request_key
 from instructgym.llm_backends.pricing import charged_tokens
 from instructgym.llm_backends.retry import OK, Attempt
@@ -72,6 +72,7 @@ class Ledger:
         self._retry_failed = retry_failed
         self._in_flight: dict[bytes, _OpenCall] = {}
         self._hits: dict[tuple[str, str], int] = {}
+        self.instant = is_instant(inner) and is_instant(store)
 
     @property
     def in_flight(self) -> int:
@@ -89,6 +90,8 @@ class Ledger:
             if known is not None and not self._retry_failed:
                 self._count_hit(request)
                 raise known.to_error()
+            if self.instant:  # it is over before anyone could ask again, or cancel it
+                return await self._pay(_OpenCall(key), canonical, request, replaces=known is not None)
             call = self._start(key, canonical, request, replaces=known is not None)
         else:
             self._count_hit(request)
@@ -144,13 +147,15 @@ class Ledger:
         return call
 
     async def _pay(self, call: _OpenCall, canonical: str, request: Request, replaces: bool) -> Completion:
-        _open_call.set(call)  # in this task's own context
+        token = _open_call.set(call)
         try:
             completion = await self._inner.complete(request)
         except BackendError as error:
             if not isinstance(error, _NOT_THE_REQUESTS_FAULT):
                 await self._write(call, canonical, request, Failure.of(error), replaces)
             raise
+        finally:
+            _open_call.reset(token)
         await self._write(call, canonical, request, completion, replaces)
         return completion
 

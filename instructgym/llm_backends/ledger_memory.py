@@ -24,6 +24,7 @@ class MemoryStore:
     """Keeps the `max_rows` calls that were used last; an older one is forgotten, and paid again if asked again."""
 
     path = None
+    instant = True
 
     def __init__(self, max_rows: int = 200_000) -> None:
         self._max_rows = max_rows

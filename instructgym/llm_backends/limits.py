@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from instructgym.errors import ConfigError
-from instructgym.llm_backends.base import LLMBackend
+from instructgym.llm_backends.base import LLMBackend, is_instant
 from instructgym.llm_backends.pricing import tokens_at_most
 from instructgym.llm_backends.waiting_line import Later, WaitingLine
 from instructgym.types import Completion, Request
@@ -121,11 +121,14 @@ class Limited:
         self._tokens = Rate(limits.tokens_per_minute, clock) if limits.tokens_per_minute else None
         self._line: WaitingLine[_Leave] = WaitingLine(self._unsent)
         self.in_flight = 0
+        self.instant = limits.requests_per_minute is None and limits.tokens_per_minute is None and is_instant(inner)
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
     async def complete(self, request: Request) -> Completion:
+        if self.instant:
+            return await self._inner.complete(request)
         at_most = tokens_at_most(request).total if self._tokens else 0
         leave = await self._line.leave(lambda: self._admit(at_most))
         try:

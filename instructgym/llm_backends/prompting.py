@@ -11,9 +11,7 @@ import re
 
 __all__ = ["fence", "fenced_blocks"]
 
-_BLOCK = re.compile(
-    r"^<(?P<label>[a-z_]+)-(?P<digest>[0-9a-f]{8})>\n(?P<text>.*?)\n</(?P=label)-(?P=digest)>$", re.S | re.M
-)
+_OPENING = re.compile(r"^<(([a-z_]+)-[0-9a-f]{8})>\n", re.M)
 
 
 def fence(label: str, text: str) -> str:
@@ -29,6 +27,15 @@ def fence(label: str, text: str) -> str:
 def fenced_blocks(prompt: str) -> dict[str, str]:
     """The fenced texts of a prompt by label (the first of each label): the inverse of `fence`."""
     blocks: dict[str, str] = {}
-    for match in _BLOCK.finditer(prompt):
-        blocks.setdefault(match["label"], match["text"])
+    end = 0
+    for opening in _OPENING.finditer(prompt):
+        if opening.start() < end:
+            continue  # a line of the text before
+        closing = f"\n</{opening[1]}>"
+        stop = prompt.find(closing, opening.end())
+        while stop >= 0 and prompt[stop + len(closing) : stop + len(closing) + 1] not in ("", "\n"):
+            stop = prompt.find(closing, stop + 1)
+        if stop >= 0:
+            end = stop + len(closing)
+            blocks.setdefault(opening[2], prompt[opening.end() : stop])
     return blocks

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from instructgym.metrics.text import count_words
 
 __all__ = ["has_chatter", "leaks_template", "refuses", "template_markers"]
+
+_REMEMBERED = 4096
+"""Texts whose answer is kept: a child is looked at by rules and rewards, and a step later as a parent."""
 
 SORRY_WORDS = 80
 """WizardLM (arXiv 2304.12244) takes an answer as refused if it says "sorry" in fewer than 80 words."""
@@ -75,6 +79,7 @@ _FLAT = re.compile(
 _REFUSING = ("can", "unable", "not ", "n't", "declin", "against", "violat", "lack")
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def refuses(text: str) -> bool:
     """True if the text is a refusal: it opens by declining in the first person, and does not go on to answer.
 
@@ -123,19 +128,28 @@ _MARKERS = {
 }
 _CASED = ("INPUT:", "Operation:")
 _MARKER_PATTERNS = {name: (hints, re.compile(pattern)) for name, (hints, pattern) in _MARKERS.items()}
+_ALL_HINTS = tuple(dict.fromkeys(hint for hints, _ in _MARKERS.values() for hint in hints))
 
 
 def template_markers(text: str, extra_markers: Iterable[str] = ()) -> set[str]:
     """The kinds of prompt-template words in `text`, by name. `extra_markers` are looked for as they are, any case."""
+    found = set(_markers(text))
+    if extra_markers:
+        lowered = text.lower()
+        found.update(marker for marker in extra_markers if marker and marker.lower() in lowered)
+    return found
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _markers(text: str) -> frozenset[str]:
     lowered = text.lower()
-    found = {
+    if not any(hint in lowered for hint in _ALL_HINTS):
+        return frozenset()
+    return frozenset(
         name
         for name, (hints, pattern) in _MARKER_PATTERNS.items()
         if any(hint in lowered for hint in hints) and pattern.search(text if name in _CASED else lowered)
-    }
-    if extra_markers:
-        found.update(marker for marker in extra_markers if marker and marker.lower() in lowered)
-    return found
+    )
 
 
 def leaks_template(text: str, extra_markers: Iterable[str] = ()) -> bool:
@@ -197,6 +211,7 @@ _AFTERWORD_HINTS = (
 )
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def has_chatter(text: str) -> bool:
     """True if a rewrite has talk around it: "Sure, here is ...", "Rewritten instruction:", "... Let me know if you".
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 
 from instructgym.metrics.text import count_words
 
@@ -11,6 +12,10 @@ __all__ = ["SURFACE_FEATURES", "surface_features"]
 _SIZES = (5, 10, 20, 40, 80)
 _OPENINGS = (5, 10, 20)
 _SENTENCES = (1, 2, 4)
+_SIZES_UP_TO, _OPENINGS_UP_TO, _SENTENCES_UP_TO = (
+    [(True,) * passed + (False,) * (len(bounds) - passed) for passed in range(len(bounds) + 1)]
+    for bounds in (_SIZES, _OPENINGS, _SENTENCES)
+)
 _SENTENCE_END = re.compile(r"[.?!](?=\s|$)|[。？！]|\n+")
 _DIGIT = re.compile(r"\d")
 
@@ -40,8 +45,8 @@ def surface_features(text: str, data: str) -> tuple[bool, ...]:  # -> (len(SURFA
         bool(data.strip()),
         "?" in text or "？" in text or "؟" in text,
         _DIGIT.search(text) is not None,
-        *(total > bound for bound in _SIZES),
-        *(opening > bound for bound in _OPENINGS),
-        *(sentences > bound for bound in _SENTENCES),
-        *(size > bound for bound in _SIZES),
+        *_SIZES_UP_TO[bisect_left(_SIZES, total)],
+        *_OPENINGS_UP_TO[bisect_left(_OPENINGS, opening)],
+        *_SENTENCES_UP_TO[bisect_left(_SENTENCES, sentences)],
+        *_SIZES_UP_TO[bisect_left(_SIZES, size)],
     )

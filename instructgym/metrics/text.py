@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 __all__ = ["STOP_WORDS", "count_words", "distinct_n", "has_only_stop_words", "normalise", "words"]
 
@@ -70,6 +71,7 @@ _ARITHMETIC_SIGN = {"-": " \u2212 ", "\u2013": " \u2212 ", "*": " \u00d7 ", "/":
 _HEADING = re.compile(r"^[ \t]*#+[ \t]+", re.M)
 
 
+@lru_cache(maxsize=4096)  # a child is compared as a parent one step later
 def normalise(text: str) -> str:
     """`text` with case, spacing, punctuation and Unicode variants folded, to find copies and duplicates.
 

@@ -37,6 +37,11 @@ class Reward:
         """Take the transitions of a finished rollout into memory. Rewards without memory ignore it."""
 
     @property
+    def instant(self) -> bool:
+        """Whether `score` waits for nobody: then a composition asks it without a task of its own."""
+        return False
+
+    @property
     def remembers(self) -> bool:
         """Whether `commit` does anything: then whoever rolls out keeps the transitions for it."""
         return type(self).commit is not Reward.commit

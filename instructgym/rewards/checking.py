@@ -25,9 +25,19 @@ async def checked_score(name: str, reward: Reward, transition: Transition) -> Sc
     if not isinstance(score, Score):
         got = f"a {type(score).__name__}"
         raise RewardError(f"reward '{name}' returned {got}; expected a Score.{_where(transition)}")
+    if _is_plain(score):
+        return score
     value = None if score.value is None else single_float(name, score.value, transition)
     terms = {key: single_float(f"{name}' in term '{key}", term, transition) for key, term in score.terms.items()}
     return Score(value, terms, score.usage, score.calls)
+
+
+def _is_plain(score: Score) -> bool:
+    """Whether all numbers are finite floats of Python's own already."""
+    value, terms = score.value, score.terms.values()
+    if value is not None and type(value) is not float:
+        return False
+    return math.isfinite(sum(terms, value or 0.0)) and all(type(term) is float for term in terms)
 
 
 def raised(name: str, error: Exception, transition: Transition) -> RewardError:

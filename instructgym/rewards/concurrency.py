@@ -11,10 +11,13 @@ __all__ = ["gather"]
 T = TypeVar("T")
 
 
-async def gather(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results in order. The first failure is raised as it is, after the others were cancelled and have ended."""
-    if len(coroutines) == 1:
-        return [await coroutines[0]]
+async def gather(coroutines: Sequence[Coroutine[Any, Any, T]], *, instant: bool = False) -> list[T]:
+    """The results in order. The first failure is raised as it is, after the others were cancelled and have ended.
+
+    `instant` says that none of them waits for anything: then they run one after the other, without a task each.
+    """
+    if instant or len(coroutines) == 1:
+        return await _in_turn(coroutines)
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         return await asyncio.gather(*tasks)
@@ -23,3 +26,11 @@ async def gather(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+async def _in_turn(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    try:
+        return [await coroutine for coroutine in coroutines]
+    finally:
+        for coroutine in coroutines:
+            coroutine.close()  # those after one that failed

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from instructgym.errors import BackendError
-from instructgym.llm_backends.base import LLMBackend
+from instructgym.llm_backends.base import LLMBackend, is_instant
 from instructgym.train.bounded import ENDS_THE_RUN
 from instructgym.types import Completion, Request
 
@@ -36,6 +36,7 @@ class CountingBackend:
 
     def __init__(self, inner: LLMBackend) -> None:
         self.name = inner.name
+        self.instant = is_instant(inner)
         self._inner = inner
         self._counts: dict[tuple[str, str], Count] = {}
         self.fatal: BackendError | None = None

@@ -11,6 +11,7 @@ from instructgym.envs import InstructionEvolutionEnv, InstructionEvolutionVector
 from instructgym.envs.infos import batch_infos
 from instructgym.errors import ConfigError, ConnectionLost, RewardError, UsageError
 from instructgym.llm_backends import LLM
+from instructgym.llm_backends.simulated import SimulatedBackend
 from instructgym.types import Completion
 
 ID = "instructgym/InstructionEvolution-v0"
@@ -369,3 +370,26 @@ def test_closed_with_steps_in_flight_and_opened_again(vector):
     env.close()
     env.reset(seed=0)
     assert env.step(np.array([0, 0]))[-1]["valid"].all()
+
+
+class Slow(SimulatedBackend):
+    """The simulated backend, but it gives control back before it answers."""
+
+    async def complete(self, request):
+        await asyncio.sleep(0)
+        return await super().complete(request)
+
+
+def test_an_expert_that_waits_and_one_that_does_not_lead_to_the_same(closing):
+    quick = closing(InstructionEvolutionVectorEnv(6, draws_per_seed=2))
+    slow = closing(InstructionEvolutionVectorEnv(6, draws_per_seed=2, expert=Slow()))
+    assert_same(quick.reset(seed=3), slow.reset(seed=3))
+    assert quick.dynamics.instant
+    assert not slow.dynamics.instant
+    for step in range(9):
+        actions = np.arange(step, step + 6) % 6
+        assert_same(quick.step(actions), slow.step(actions))
+    for env in (quick, slow):
+        (expert,) = [stats for (role, _), stats in env._session._stack.stats().items() if role == "expert"]
+        assert (expert.attempts, expert.failed) == (expert.calls, 0)
+        assert expert.calls + expert.hits == 54

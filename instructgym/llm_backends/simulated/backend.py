@@ -35,6 +35,11 @@ class SimulatedBackend:
         self.seed = seed
         self.run_seed = run_seed
 
+    @property
+    def instant(self) -> bool:
+        """True of this class; a subclass may wait, or fail in passing."""
+        return type(self) is SimulatedBackend
+
     async def complete(self, request: Request) -> Completion:
         seed = request_seed(self.run_seed, request.sample)
         first = self.answer(request.messages, request.sampling, seed)

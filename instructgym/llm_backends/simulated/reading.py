@@ -109,8 +109,26 @@ def _keywords() -> dict[str, tuple[str, ...]]:
 
 
 @cache
-def _phrases(kind: str) -> tuple[str, ...]:
-    return tuple(phrase.lower() for topic in lexicon().values() for phrase in getattr(topic, kind))
+def _phrases(kind: str) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """The topics' phrases: those with a word between spaces by that word, and the short ones."""
+    inside: dict[str, tuple[str, ...]] = {}
+    short: list[str] = []
+    for phrase in dict.fromkeys(phrase.lower() for topic in lexicon().values() for phrase in getattr(topic, kind)):
+        between = phrase.split(" ")[1:-1]
+        if between:
+            word = max(between, key=len)
+            inside[word] = (*inside.get(word, ()), phrase)
+        else:
+            short.append(phrase)
+    return inside, tuple(short)
+
+
+def _holds_phrase(kind: str, lowered: str, spaced: set[str]) -> bool:
+    """Whether one of the phrases stands anywhere in a text, given lower-cased and as its parts between spaces."""
+    inside, short = _phrases(kind)
+    return any(phrase in lowered for word in inside.keys() & spaced for phrase in inside[word]) or any(
+        phrase in lowered for phrase in short
+    )
 
 
 def words_of(text: str) -> list[str]:
@@ -149,6 +167,7 @@ def read(text: str, data: str) -> Reading:
     if not form:
         form = "short" if "?" in text else "produce"
     lowered = text.lower()
+    spaced = set(lowered.split(" "))
     return Reading(
         topic=lexicon()[name],
         form=form,
@@ -159,8 +178,8 @@ def read(text: str, data: str) -> Reading:
         depth=len(_DEPTH.findall(text)),
         reasoning=len(_REASONING.findall(text)),
         question="?" in text or "？" in text,
-        case=any(case in lowered for case in _phrases("cases")),
+        case=_holds_phrase("cases", lowered, spaced),
         figures=_DIGIT.search(text) is not None,
-        rare=any(subject in lowered for subject in _phrases("rare")),
+        rare=_holds_phrase("rare", lowered, spaced),
         has_input=bool(data.strip()),
     )

@@ -22,6 +22,10 @@ class Composite(Reward):
             child.commit(transitions)
 
     @property
+    def instant(self) -> bool:
+        return all(child.instant for child in self._children.values())
+
+    @property
     def remembers(self) -> bool:
         overridden = type(self).commit is not Composite.commit
         return overridden or any(child.remembers for child in self._children.values())

@@ -55,7 +55,9 @@ class WeightedSum(Composite):
         self._missing = missing
 
     async def score(self, transition: Transition) -> Score:
-        scores = await gather([checked_score(name, child, transition) for name, child in self._children.items()])
+        scores = await gather(
+            [checked_score(name, child, transition) for name, child in self._children.items()], instant=self.instant
+        )
         terms: dict[str, float] = {}
         usage, calls, total, present = Usage(), 0, 0.0, 0.0
         absent = False

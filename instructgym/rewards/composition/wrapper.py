@@ -51,6 +51,10 @@ class Wrapper(Reward):
         self._reward.commit(transitions)
 
     @property
+    def instant(self) -> bool:
+        return self._reward.instant
+
+    @property
     def remembers(self) -> bool:
         return type(self).commit is not Wrapper.commit or self._reward.remembers
 

@@ -79,6 +79,10 @@ class Validity(Reward):
         self._changes_topic = topic_test(self.name, changes_topic)
         self._extra_markers = tuple(extra_markers)
 
+    @property
+    def instant(self) -> bool:
+        return self._encoder is None or self._encoder.instant
+
     async def score(self, transition: Transition) -> Score:
         if transition.child is None:
             return Score(None)

@@ -29,6 +29,10 @@ class Novelty(Reward):
         self._parent_weight = parent_weight
         self._seed_weight = seed_weight
 
+    @property
+    def instant(self) -> bool:
+        return self._encoder.instant
+
     async def score(self, transition: Transition) -> Score:
         if transition.child is None:
             return Score(None)

@@ -26,6 +26,8 @@ class Encoder:
     name: str = "encoder"
     dim: int = 0
     related_cosine: float = 0.0
+    instant: bool = False
+    """Whether short texts are encoded before control is given back."""
 
     def __init__(self, *, cache_texts: int = CACHE_TEXTS) -> None:
         self._cache: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
@@ -40,12 +42,14 @@ class Encoder:
         """The vectors of `texts`, (n, dim) float32; rows have length 1 (0 for a text without a character)."""
         missing = self._missing(texts)
         if sum(map(len, missing)) <= _INLINE_CHARACTERS:
-            return self.encode_sync(texts)
+            return self._encode_missing(texts, missing)
         return await asyncio.to_thread(self.encode_sync, texts)
 
     def encode_sync(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """`encode` for code outside an event loop."""
-        missing = self._missing(texts)
+        return self._encode_missing(texts, self._missing(texts))
+
+    def _encode_missing(self, texts: Sequence[str], missing: Sequence[str]) -> NDArray[np.float32]:
         new = dict(zip(missing, self._locked_encode(missing), strict=True)) if missing else {}
         return self._gather(texts, new)
 
@@ -63,7 +67,8 @@ class Encoder:
 
     def _missing(self, texts: Sequence[str]) -> list[str]:
         cache = self._cache
-        return [text for text in dict.fromkeys(texts) if text not in cache]
+        missing = [text for text in texts if text not in cache]
+        return list(dict.fromkeys(missing)) if len(missing) > 1 else missing
 
     def _gather(self, texts: Sequence[str], new: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """The rows of `texts` from the cache and from `new`, which goes into the cache."""
@@ -73,9 +78,10 @@ class Encoder:
             for text, vector in new.items():
                 self._cache[text] = vector
             for row, text in enumerate(texts):
-                if text in self._cache:
+                known = self._cache.get(text)
+                if known is not None:
                     self._cache.move_to_end(text)
-                    result[row] = self._cache[text]
+                    result[row] = known
                 else:  # another thread's texts pushed it out since `_missing` looked
                     evicted.append(row)
             while len(self._cache) > self._cache_texts:

@@ -49,6 +49,7 @@ class HashingEncoder(Encoder):
     """
 
     related_cosine = 0.15
+    instant = True
 
     def __init__(self, dim: int = 256, *, function_words: float = 0.2, cache_texts: int = CACHE_TEXTS) -> None:
         super().__init__(cache_texts=cache_texts)

@@ -74,7 +74,8 @@ async def ask_equality_orders(
     """
     pairs = [(origin, child), (child, origin)][: 2 if orders == "both" else 1]
     verdicts = await gather(
-        [ask_equality(llm, *pair, parse_retries=parse_retries, logprobs=logprobs) for pair in pairs]
+        [ask_equality(llm, *pair, parse_retries=parse_retries, logprobs=logprobs) for pair in pairs],
+        instant=llm.instant,
     )
     sides = [verdict.not_equal for verdict in verdicts]
     read = [side for side in sides if side is not None]
@@ -126,6 +127,10 @@ class ReviewerEquality(Reward):
         self._against = against
         self._parse_retries = check_retries(self.name, parse_retries)
         self._logprobs = check_flag(self.name, "logprobs", logprobs)
+
+    @property
+    def instant(self) -> bool:
+        return self._reviewer.instant
 
     async def score(self, transition: Transition) -> Score:
         if transition.child is None:
