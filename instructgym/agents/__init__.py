@@ -1,4 +1,4 @@
-"""Who decides: the agent protocol, baselines, our PPO, Stable-Baselines3 by adapter. Importing it loads no torch."""
+"""Who decides: agents, bandits, our policy gradients, Stable-Baselines3 by adapter. Importing it loads no torch."""
 
 from __future__ import annotations
 
@@ -12,18 +12,33 @@ from instructgym.agents.persistence import SavedAgent, load_agent, read_saved_ag
 from instructgym.agents.registry import AGENTS, AgentInfo, agent_names, make_agent
 
 if TYPE_CHECKING:
-    from instructgym.agents.policy_gradient import PPO, PPOConfig
+    from instructgym.agents.bandits import UCB1, EpsilonGreedy, LinearThompson, LinUCB, Thompson
+    from instructgym.agents.policy_gradient import (
+        PPO,
+        TRPO,
+        PPOConfig,
+        PPOLagrangian,
+        PPOLagrangianConfig,
+        TRPOConfig,
+    )
     from instructgym.agents.sb3 import SB3Agent, SB3VecEnv
 
 __all__ = [
     "AGENTS",
     "PPO",
+    "TRPO",
+    "UCB1",
     "Agent",
     "AgentInfo",
     "Algorithm",
     "Decision",
+    "EpsilonGreedy",
     "FixedAgent",
+    "LinUCB",
+    "LinearThompson",
     "PPOConfig",
+    "PPOLagrangian",
+    "PPOLagrangianConfig",
     "Progress",
     "RandomAgent",
     "RoundRobinAgent",
@@ -31,6 +46,8 @@ __all__ = [
     "SB3VecEnv",
     "SavedAgent",
     "SequenceAgent",
+    "TRPOConfig",
+    "Thompson",
     "agent_names",
     "evaluate",
     "load_agent",
@@ -40,7 +57,13 @@ __all__ = [
     "save_agent",
 ]
 
-_LAZY = {"PPO": "policy_gradient", "PPOConfig": "policy_gradient", "SB3Agent": "sb3", "SB3VecEnv": "sb3"}
+_LAZY = {
+    **dict.fromkeys(("EpsilonGreedy", "LinUCB", "LinearThompson", "Thompson", "UCB1"), "bandits"),
+    **dict.fromkeys(
+        ("PPO", "PPOConfig", "PPOLagrangian", "PPOLagrangianConfig", "TRPO", "TRPOConfig"), "policy_gradient"
+    ),
+    **dict.fromkeys(("SB3Agent", "SB3VecEnv"), "sb3"),
+}
 
 
 def __getattr__(name: str) -> Any:

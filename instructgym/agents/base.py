@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instructgym.agents.draws import row_rng
+from instructgym.errors import UsageError
 
 __all__ = ["Agent", "Algorithm", "Decision", "Progress", "row_rng"]
 
@@ -69,6 +70,28 @@ class Agent:
     ) -> Decision:
         """`act` for runners inside an event loop."""
         return self.act(obs, action_mask=action_mask, rng=rng, state=state, deterministic=deterministic)
+
+    def probabilities(
+        self,
+        obs: Any,
+        *,
+        action_mask: NDArray[np.bool_],
+        state: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[np.float64], Any]:
+        """With which probability `act` would choose each action, and the state that its Decision would carry.
+
+        The arguments are those of `act`. Off-policy evaluation needs it; an agent may do without. A state that holds
+        something for each row is an array with the rows in its first axis, or a tuple of such.
+
+        Returns float64 (N, A), 0 where the mask is False, each row of sum 1, and the state of the next step.
+
+        Raises `UsageError` for an agent that cannot say.
+        """
+        raise UsageError(
+            f"agent '{self.name}' ({type(self).__name__}) does not say with which probability it chooses; expected a "
+            "method probabilities(obs, *, action_mask, state, deterministic), without which logs cannot evaluate it."
+        )
 
     def state_dict(self) -> Mapping[str, Any]:
         """Everything that a later `load_state_dict` needs to act the same: numpy arrays and JSON values by name."""

@@ -34,6 +34,12 @@ class RandomAgent(Agent):
         actions = sample_categorical(legal.astype(np.float64), first_uniforms(rng))
         return Decision(actions, log_prob=-np.log(legal.sum(axis=1), dtype=np.float32))
 
+    def probabilities(
+        self, obs: Any, *, action_mask: NDArray[np.bool_], state: Any = None, deterministic: bool = False
+    ) -> tuple[NDArray[np.float64], Any]:
+        legal = np.asarray(action_mask, np.float64)
+        return legal / legal.sum(axis=1, keepdims=True), None
+
 
 class SequenceAgent(Agent):
     """Plays `actions` in order, step by step of the episode, and starts over at their end.
@@ -59,7 +65,17 @@ class SequenceAgent(Agent):
         state: Any = None,
         deterministic: bool = False,
     ) -> Decision:
+        actions, steps = self._choose(np.asarray(action_mask, bool), state)
+        return Decision(actions, state=steps + 1)
+
+    def probabilities(
+        self, obs: Any, *, action_mask: NDArray[np.bool_], state: Any = None, deterministic: bool = False
+    ) -> tuple[NDArray[np.float64], Any]:
         legal = np.asarray(action_mask, bool)
+        actions, steps = self._choose(legal, state)
+        return np.eye(legal.shape[1])[actions], steps + 1
+
+    def _choose(self, legal: NDArray[np.bool_], state: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self.actions.max() >= legal.shape[1]:
             raise ConfigError(
                 f"agent '{self.name}' plays action {self.actions.max()}, but there are only {legal.shape[1]} actions "
@@ -68,7 +84,7 @@ class SequenceAgent(Agent):
         steps = _steps(state, len(legal))
         planned = self.actions[steps % len(self.actions)]
         allowed = legal[np.arange(len(legal)), planned]
-        return Decision(np.where(allowed, planned, legal.argmax(axis=1)), state=steps + 1)
+        return np.where(allowed, planned, legal.argmax(axis=1)), steps
 
 
 class FixedAgent(SequenceAgent):
@@ -95,12 +111,22 @@ class RoundRobinAgent(Agent):
         state: Any = None,
         deterministic: bool = False,
     ) -> Decision:
+        actions, steps = self._choose(np.asarray(action_mask, bool), state)
+        return Decision(actions, state=steps + 1)
+
+    def probabilities(
+        self, obs: Any, *, action_mask: NDArray[np.bool_], state: Any = None, deterministic: bool = False
+    ) -> tuple[NDArray[np.float64], Any]:
         legal = np.asarray(action_mask, bool)
+        actions, steps = self._choose(legal, state)
+        return np.eye(legal.shape[1])[actions], steps + 1
+
+    def _choose(self, legal: NDArray[np.bool_], state: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         rows, actions = legal.shape
         steps = _steps(state, rows)
         circle = (steps[:, None] + np.arange(actions)) % actions
         offset = legal[np.arange(rows)[:, None], circle].argmax(axis=1)
-        return Decision((steps + offset) % actions, state=steps + 1)
+        return (steps + offset) % actions, steps
 
 
 def _steps(state: Any, rows: int) -> NDArray[np.int64]:

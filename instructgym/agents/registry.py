@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -18,8 +18,9 @@ from instructgym.agents.checking import check_kwargs
 from instructgym.errors import ConfigError
 from instructgym.plugins import is_file_reference, load_from_file, nearest
 
-__all__ = ["AGENTS", "AgentInfo", "Origin", "agent_names", "make_agent"]
+__all__ = ["AGENTS", "AgentInfo", "Origin", "agent_names", "make_agent", "options_of"]
 
+_OFFERED = ("obs_space", "action_space", "seed", "action_names", "action_features")
 ENTRY_POINT_GROUP = "instructgym.agents"
 
 
@@ -56,7 +57,49 @@ AGENTS: dict[str, AgentInfo] = {
         AgentInfo("round_robin", "one operation after the other, by the step of the episode"),
         AgentInfo("fixed", "always the same operation", takes="OPERATION"),
         AgentInfo("sequence", "a fixed sequence of operations, by the step of the episode", takes="OPERATION,..."),
+        AgentInfo(
+            "epsilon_greedy",
+            "the operation that paid best so far, and now and then any",
+            learns=True,
+            made_by="instructgym.agents.bandits:EpsilonGreedy",
+        ),
+        AgentInfo(
+            "ucb1",
+            "the operation that may pay best, by upper confidence bounds",
+            learns=True,
+            made_by="instructgym.agents.bandits:UCB1",
+        ),
+        AgentInfo(
+            "thompson",
+            "operations by the odds that they pay best (Thompson sampling)",
+            learns=True,
+            made_by="instructgym.agents.bandits:Thompson",
+        ),
+        AgentInfo(
+            "linucb",
+            "a linear bandit on the observation, by upper confidence bounds: learns in a thousand steps",
+            learns=True,
+            made_by="instructgym.agents.bandits:LinUCB",
+        ),
+        AgentInfo(
+            "linear_thompson",
+            "a linear bandit on the observation, by Thompson sampling",
+            learns=True,
+            made_by="instructgym.agents.bandits:LinearThompson",
+        ),
         AgentInfo("ppo", "our proximal policy optimisation: masked, exact checkpoints", learns=True),
+        AgentInfo(
+            "ppo_lagrangian",
+            "our PPO under a limit on the mean cost of an episode",
+            learns=True,
+            made_by="instructgym.agents.policy_gradient.lagrangian:PPOLagrangian",
+        ),
+        AgentInfo(
+            "trpo",
+            "our trust region policy optimisation: masked, exact checkpoints",
+            learns=True,
+            made_by="instructgym.agents.policy_gradient.trpo:TRPO",
+        ),
         AgentInfo("sb3:ppo", "PPO of Stable-Baselines3", learns=True),
         AgentInfo("sb3:a2c", "A2C of Stable-Baselines3", learns=True),
         AgentInfo("sb3:dqn", "DQN of Stable-Baselines3", learns=True),
@@ -93,13 +136,7 @@ def make_agent(
         ConfigError: an unknown name, operation or argument (with the nearest one), or something that is no agent.
     """
     given = dict(kwargs or {})
-    offered = {
-        "obs_space": obs_space,
-        "action_space": action_space,
-        "seed": seed,
-        "action_names": tuple(action_names),
-        "action_features": action_features,
-    }
+    offered = dict(zip(_OFFERED, (obs_space, action_space, seed, tuple(action_names), action_features), strict=True))
     agent = _build(name, given, offered)
     agent.origin = Origin(name, given, seed, obs_space, action_space)  # type: ignore[attr-defined]
     return agent
@@ -108,6 +145,26 @@ def make_agent(
 def agent_names() -> tuple[str, ...]:
     """The names that `make_agent` knows: the package's own, then those of installed packages."""
     return (*AGENTS, *sorted(set(_installed()) - set(AGENTS)))
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options of one of our own agents with their defaults; empty for those that take none, or not ours."""
+    info = AGENTS.get(name)
+    if name == "ppo":
+        from instructgym.agents.policy_gradient import PPO
+
+        made: Any = PPO
+    elif info is None or not info.made_by:
+        return {}
+    else:
+        made = _load(info.made_by)
+    config_type = getattr(made, "config_type", None)
+    if config_type is not None:
+        return {field.name: field.default for field in fields(config_type)}
+    parameters = inspect.signature(made).parameters
+    return {
+        key: each.default for key, each in parameters.items() if key not in _OFFERED and each.default is not each.empty
+    }
 
 
 def _build(name: str, kwargs: dict[str, Any], offered: Mapping[str, Any]) -> Agent:
@@ -125,8 +182,7 @@ def _build(name: str, kwargs: dict[str, Any], offered: Mapping[str, Any]) -> Age
         return _own(name, load_from_file(name), kwargs, offered)
     head, _, rest = name.partition(":")
     if name in AGENTS and AGENTS[name].made_by:
-        module, _, made_by = AGENTS[name].made_by.partition(":")
-        return _own(name, getattr(import_module(module), made_by), kwargs, offered)
+        return _own(name, _load(AGENTS[name].made_by), kwargs, offered)
     if head in ("fixed", "sequence"):
         check_kwargs(f"agent '{name}'", kwargs, ())
         indices = [_operation(name, operation.strip(), action_names) for operation in rest.split(",")]
@@ -155,6 +211,11 @@ def _operation(name: str, operation: str, action_names: Sequence[str]) -> int:
     return list(action_names).index(operation)
 
 
+def _load(made_by: str) -> Any:
+    module, _, attribute = made_by.partition(":")
+    return getattr(import_module(module), attribute)
+
+
 def _own(name: str, found: Any, kwargs: dict[str, Any], offered: Mapping[str, Any]) -> Agent:
     """A user's class, factory or instance as an agent."""
     agent = found
@@ -174,7 +235,7 @@ def _call(name: str, make: Callable[..., Any], offered: Mapping[str, Any], kwarg
     parameters = inspect.signature(make).parameters
     arguments = {key: value for key, value in offered.items() if key in parameters} | kwargs
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        check_kwargs(f"agent '{name}'", kwargs, parameters)
+        check_kwargs(f"agent '{name}'", kwargs, [key for key in parameters if key not in offered or key in kwargs])
     try:
         inspect.signature(make).bind(**arguments)
     except TypeError as error:

@@ -236,7 +236,7 @@ def _agents() -> dict[str, str]:
 
 
 def _describe_agent(name: str) -> None:
-    from instructgym.agents.registry import AGENTS
+    from instructgym.agents.registry import AGENTS, options_of
 
     if name not in AGENTS:
         print_text("of an installed package", indent=2)
@@ -249,13 +249,8 @@ def _describe_agent(name: str) -> None:
         print_text("does not learn; works as a policy too: evolve.policy, evaluate.policies", indent=2)
         return
     print_text(f"in a config: agent.name = {name!r}, agent.kwargs.OPTION = VALUE", indent=2)
-    if name == "ppo":
-        import dataclasses
-
-        from instructgym.agents.policy_gradient import PPOConfig
-
-        for field in dataclasses.fields(PPOConfig):
-            print_text(f"{field.name} = {field.default!r}", indent=4)
+    for option, default in options_of(name).items():
+        print_text(f"{option} = {default!r}", indent=4)
 
 
 _PARTS = {

@@ -83,8 +83,8 @@ def test_installed_agents_are_found(monkeypatch):
         (
             "rnadom",
             {},
-            "unknown agent 'rnadom'; did you mean 'random'? Known: random, round_robin, fixed, sequence, ppo, sb3:ppo, "
-            "sb3:a2c, sb3:dqn, sb3:maskable_ppo, sb3:trpo. One of your own: 'path/to/file.py:NAME'.",
+            f"unknown agent 'rnadom'; did you mean 'random'? Known: {', '.join(AGENTS)}. One of your own: "
+            "'path/to/file.py:NAME'.",
         ),
         (
             "fixed:bredth",

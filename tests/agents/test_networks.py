@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from instructgym.agents.policy_gradient.networks import ActorCritic, Adam, masked_log_softmax, masked_probs
+from instructgym.agents.policy_gradient.adam import Adam
+from instructgym.agents.policy_gradient.mlp import ActorCritic
+from instructgym.agents.policy_gradient.networks import masked_log_softmax, masked_probs
 
 
 def test_illegal_actions_have_probability_exactly_zero_and_no_gradient():

@@ -205,6 +205,58 @@ def test_the_loss_equals_one_written_with_torch_distributions():
     assert float(facts["entropy_loss"]) == pytest.approx(-float(distribution.entropy().mean().detach()), rel=1e-5)
 
 
+def zeroed(ppo):
+    """Weights of 0: uniform logits, and the value 0 of whatever is shown."""
+    ppo.network.load_state_dict({name: np.zeros_like(value) for name, value in ppo.network.state_dict().items()})
+    return ppo
+
+
+def test_the_value_loss_is_clipped_around_the_values_of_the_rollout():
+    env = Scripted(["go"])
+    config = PPOConfig(clip_range_vf=0.2, vf_coef=2.0, normalize_advantage=False)
+    ppo = zeroed(PPO(env.single_observation_space, env.single_action_space, config))
+    # columns: three of the observation, old log-probability, advantage, return, old value; the new values are 0
+    rows = torch.tensor(
+        [
+            [0.0, 0.0, 0.0, -np.log(3.0), 0.0, 1.0, 0.5],  # 0 - 0.5 is cut to -0.2: 0.3, an error of 0.7
+            [0.0, 0.0, 0.0, -np.log(3.0), 0.0, -1.0, 0.1],  # within: 0, an error of 1
+            [0.0, 0.0, 0.0, -np.log(3.0), 0.0, 0.5, -0.4],  # 0 + 0.4 is cut to 0.2: -0.2, an error of 0.7
+        ],
+        dtype=torch.float32,
+    )
+    loss, facts = ppo._loss(rows, torch.tensor([0, 1, 2]), None, report=True)
+    assert float(facts["value_loss"]) == pytest.approx((0.49 + 1.0 + 0.49) / 3)
+    assert float(loss.detach()) == pytest.approx(2.0 * (0.49 + 1.0 + 0.49) / 3, abs=1e-6)
+
+
+def test_a_wide_clip_of_the_value_changes_nothing_and_a_narrow_one_does():
+    free, wide, narrow = (
+        learned(vector(Identity, 4), 256, clip_range_vf=clip)[0].network.state_dict() for clip in (None, 1e6, 0.01)
+    )
+    for name, value in free.items():
+        assert wide[name] == pytest.approx(value, abs=1e-4)
+    assert not same(free, narrow)
+
+
+def test_the_entropy_bonus_falls_over_the_call_of_learn():
+    _, history = learned(vector(Identity, 8), 512, ent_coef=0.1, ent_schedule="linear", ent_coef_final=0.02)
+    assert [row["train/ent_coef"] for row in history] == pytest.approx([0.1, 0.08, 0.06, 0.04])
+    _, history = learned(vector(Identity, 8), 256, ent_coef=0.1, ent_schedule="linear")
+    assert [row["train/ent_coef"] for row in history] == pytest.approx([0.1, 0.05])
+
+
+def test_the_loss_holds_the_entropy_bonus_of_the_schedule():
+    env = Scripted(["go"])
+    config = PPOConfig(ent_coef=0.1, ent_schedule="linear", ent_coef_final=0.5, normalize_advantage=False)
+    ppo = zeroed(PPO(env.single_observation_space, env.single_action_space, config))
+    row = torch.tensor([[0.0, 0.0, 0.0, -np.log(3.0), 0.0, 0.0]], dtype=torch.float32)
+    losses = []
+    for ppo.num_steps in (0, 50, 100):
+        ppo.schedule_end = 100
+        losses.append(float(ppo._loss(row, torch.tensor([0]), None, report=False)[0].detach()))
+    assert losses == pytest.approx([-0.1 * np.log(3.0), -0.3 * np.log(3.0), -0.5 * np.log(3.0)])
+
+
 def test_target_kl_stops_an_update_early():
     env = vector(Identity, 8)
     options = {"learning_rate": 0.05, "n_epochs": 10}
@@ -251,6 +303,16 @@ def test_metrics_have_the_names_of_stable_baselines3():
         ({"net_arch": (64, 0)}, "ppo: net_arch = (64, 0); expected sizes of at least 1."),
         ({"normalize_obs": -5.0}, "ppo: normalize_obs = -5.0; expected false, true or a clip above 0."),
         ({"target_kl": 0}, "ppo: target_kl = 0; expected a number above 0, or none."),
+        ({"clip_range_vf": 0}, "ppo: clip_range_vf = 0; expected a number above 0, or none."),
+        ({"ent_schedule": "cosine"}, "ppo: ent_schedule = 'cosine'; expected 'constant' or 'linear'."),
+        (
+            {"ent_coef_final": 0.1},
+            "ppo: ent_coef_final = 0.1; expected none, since ent_schedule = 'constant' stays.",
+        ),
+        (
+            {"ent_schedule": "linear", "ent_coef_final": -0.1},
+            "ppo: ent_coef_final = -0.1; expected a number of at least 0, or none.",
+        ),
         ({"collect": "threads"}, "ppo: collect = 'threads'; expected 'sync' or 'async'."),
         ({"min_ready": 4}, "ppo: min_ready = 4; expected none, since collect = 'sync' waits for all envs."),
         (

@@ -88,6 +88,42 @@ class Horizon(gymnasium.Env[Any, Any]):
         return obs
 
 
+class Priced(VectorEnv[Any, Any, Any]):
+    """Four steps, each good or poor by the toss of a coin; action 1 costs 1 and pays 1 where it is good, else 0.3.
+
+    A knapsack: two of four steps are good, so under a limit L on an episode's mean cost the best policy buys good steps
+    first, and its mean return is ``min(L, 2) + 0.3 min((L - 2)+, 2)`` (`best`).
+    """
+
+    def __init__(self, envs: int) -> None:
+        self.num_envs = envs
+        self.metadata = {"autoreset_mode": SAME_STEP}
+        self.single_observation_space = spaces.Discrete(2)
+        self.single_action_space = spaces.Discrete(2)
+        self.observation_space = batch_space(self.single_observation_space, envs)
+        self.action_space = batch_space(self.single_action_space, envs)
+
+    @staticmethod
+    def best(limit: float) -> float:
+        return min(limit, 2.0) + 0.3 * min(max(limit - 2.0, 0.0), 2.0)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.rng, self.step_number = np.random.default_rng(seed), 0
+        self.good = self.rng.integers(2, size=self.num_envs)
+        return self.good, {}
+
+    def step(self, actions: Any) -> Any:
+        rewards = np.where(self.good == 1, 1.0, 0.3) * actions
+        self.step_number = (self.step_number + 1) % 4
+        done = np.full(self.num_envs, self.step_number == 0)
+        every = np.ones(self.num_envs, bool)
+        usage = {"read": 10.0 * actions, "_read": every, "written": 2.0 * actions, "_written": every}
+        info = {"calls": np.asarray(actions), "_calls": every, "usage": usage, "_usage": every}
+        self.good = self.rng.integers(2, size=self.num_envs)
+        infos = {"final_info": info, "_final_info": every} if done.all() else info
+        return self.good, rewards, done, np.zeros(self.num_envs, bool), infos
+
+
 class SendRecv(SyncVectorEnv):
     """With send, recv and cancel: each step takes ``latency(row, n)`` on a clock of its own, n steps sent before it.
 

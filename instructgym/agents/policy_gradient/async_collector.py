@@ -12,7 +12,7 @@ from instructgym.agents.policy_gradient.collector import Collector
 from instructgym.errors import UsageError
 
 if TYPE_CHECKING:
-    from instructgym.agents.policy_gradient.ppo import PPO
+    from instructgym.agents.policy_gradient.learner import ActorCriticLearner
     from instructgym.agents.rollout import Rollout
 
 __all__ = ["AsyncCollector", "SendRecvEnv"]
@@ -69,15 +69,16 @@ class AsyncCollector(Collector):
 
     env: SendRecvEnv
 
-    def __init__(self, ppo: PPO, vector_env: Any, limit: int) -> None:
+    def __init__(self, learner: ActorCriticLearner, vector_env: Any, limit: int) -> None:
         missing = [name for name in _NEEDED if not callable(getattr(vector_env, name, None))]
         if missing:
             raise UsageError(
                 f"vector env {type(vector_env).__name__} has no {', '.join(f'{name}()' for name in missing)}; "
-                "ppo with collect = 'async' needs them. Use InstructionEvolutionVectorEnv, or collect = 'sync'."
+                f"{learner.name} with collect = 'async' needs them. "
+                "Use InstructionEvolutionVectorEnv, or collect = 'sync'."
             )
-        self._min_ready = ppo.config.ready_of(vector_env.num_envs)
-        super().__init__(ppo, vector_env)
+        self._min_ready = learner.config.ready_of(vector_env.num_envs)
+        super().__init__(learner, vector_env)
         self._in_flight = np.zeros(self.size, bool)
         self._to_ask = limit
 

@@ -1,20 +1,28 @@
-"""The policy in the vector env: what fills our PPO's rollouts."""
+"""The policy in the vector env: what fills the rollouts of our policy-gradient learners."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from instructgym.agents.draws import uniforms
-from instructgym.agents.rollout import Rollout, action_masks, valid_rows
+from instructgym.agents.rollout import action_masks, valid_rows
 from instructgym.agents.spaces import stack_rows
 
 if TYPE_CHECKING:
-    from instructgym.agents.policy_gradient.ppo import PPO
+    from instructgym.agents.policy_gradient.learner import ActorCriticLearner
+    from instructgym.agents.rollout import Rollout
 
-__all__ = ["Collector"]
+__all__ = ["Collector", "Successors", "Values"]
+
+Values = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""A value function of flat observations, (N, D) -> (N,)."""
+
+Successors = Callable[[Values], tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""Gives the values of a rollout's observations and of what truly followed them, each (M,), by a value function."""
 
 _Batch = tuple[Any, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
 
@@ -26,21 +34,17 @@ class Collector:
     it was chosen: the observation as normalised then, and the log-probability of the policy that acted.
     """
 
-    def __init__(self, ppo: PPO, vector_env: Any) -> None:
-        self.ppo = ppo
+    def __init__(self, learner: ActorCriticLearner, vector_env: Any) -> None:
+        self.learner = learner
         self.env = vector_env
         self.size: int = vector_env.num_envs
         self._rows = np.arange(self.size)
         self._steps = np.zeros(self.size, np.int64)  # of the episode
         self._returns = np.zeros(self.size, np.float64)
-        if len(ppo.episodes) != self.size:
-            ppo.episodes = np.resize(ppo.episodes, self.size) if len(ppo.episodes) else np.zeros(self.size, np.int64)
-        ppo.episodes = ppo.episodes + 1
-        if ppo.reward_scaler is not None:
-            ppo.reward_scaler.restart()
-        obs, infos = vector_env.reset(seed=ppo.reset_seed)
-        self._flat = np.array(ppo.flatten(obs))  # (N, D): where each env stands, not normalised
-        self._masks = np.ones((self.size, ppo.actions), bool)
+        learner.restart(self.size)
+        obs, infos = vector_env.reset(seed=learner.reset_seed)
+        self._flat = np.array(learner.flatten(obs))  # (N, D): where each env stands, not normalised
+        self._masks = np.ones((self.size, learner.actions), bool)
         self._see_masks(self._rows, infos)
         # The choice that each env is acting on:
         self._seen = np.empty_like(self._flat)
@@ -50,8 +54,8 @@ class Collector:
 
     def collect(self, wanted: int, *, keep_infos: bool = False) -> Rollout:
         """A rollout of at least `wanted` transitions (M), less than one of each env more."""
-        ppo = self.ppo
-        rollout = Rollout.empty(wanted + self.size - 1, self.size, ppo.flatten.dim, ppo.actions)
+        learner = self.learner
+        rollout = learner.empty_rollout(wanted + self.size - 1, self.size)
         taken = np.zeros(self.size, np.int64)  # transitions of each env so far
         finals: list[tuple[int, NDArray[np.float32]]] = []
         filled = 0
@@ -63,7 +67,7 @@ class Collector:
             if keep_infos:
                 rollout.infos.append(batch[-1])
         rollout = rollout.first(filled)
-        self._value(rollout, finals)
+        learner.evaluate(rollout, lambda values: self._values(values, rollout, finals))
         return rollout
 
     def metrics(self, rollout: Rollout) -> dict[str, float]:
@@ -79,58 +83,62 @@ class Collector:
 
     def _choose(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Actions for these envs; what led to them is kept for `_record`."""
-        ppo = self.ppo
-        seen, masks = ppo.normalise(self._flat[rows]), self._masks[rows]
-        draws = uniforms(ppo.seed, rows, ppo.episodes[rows], self._steps[rows])
-        actions, log_probs = ppo.choose(seen, None if masks.all() else masks, draws)
+        learner = self.learner
+        seen, masks = learner.normalise(self._flat[rows]), self._masks[rows]
+        draws = uniforms(learner.seed, rows, learner.episodes[rows], self._steps[rows])
+        actions, log_probs = learner.choose(seen, None if masks.all() else masks, draws)
         self._seen[rows], self._actions[rows], self._log_probs[rows] = seen, actions, log_probs
-        self._chosen_at[rows] = ppo.updates
+        self._chosen_at[rows] = learner.updates
         return actions
 
     def _record(
         self, rollout: Rollout, part: slice, rows: NDArray[np.int64], times: NDArray[np.int64], batch: _Batch
     ) -> list[tuple[int, NDArray[np.float32]]]:
         """Put a batch into the rollout and move its envs on. Returns (place, final observation) of truncated rows."""
-        ppo = self.ppo
+        learner = self.learner
         obs, rewards, terminated, truncated, infos = batch
         done = terminated | truncated
         valid = valid_rows(infos, done)
-        staleness = ppo.updates - self._chosen_at[rows]
+        staleness = learner.updates - self._chosen_at[rows]
         rollout.rows[part], rollout.times[part] = rows, times
         rollout.raw_obs[part], rollout.obs[part] = self._flat[rows], self._seen[rows]
         rollout.masks[part] = self._masks[rows]
         rollout.actions[part], rollout.log_probs[part] = self._actions[rows], self._log_probs[rows]
         rollout.rewards[part], rollout.terminated[part], rollout.truncated[part] = rewards, terminated, truncated
         rollout.valid[part], rollout.staleness[part] = valid, staleness
-        rollout.learned[part] = valid & (staleness <= ppo.config.max_staleness)
+        rollout.learned[part] = valid & (staleness <= learner.config.max_staleness)
+        learner.record(rollout, part, rows, infos)
         cut = np.flatnonzero(truncated & ~terminated & valid).tolist()
         finals = [(part.start + place, self._final(infos, place)) for place in cut]
         self._count(rows, rewards, done, valid)
-        self._flat[rows] = ppo.flatten(obs)
+        self._flat[rows] = learner.flatten(obs)
         self._see_masks(rows, infos)
         return finals
 
     def _see_masks(self, rows: NDArray[np.int64], infos: dict[str, Any]) -> None:
-        masks = action_masks(infos, len(rows), self.ppo.actions)
+        masks = action_masks(infos, len(rows), self.learner.actions)
         self._masks[rows] = True if masks is None else masks
 
-    def _value(self, rollout: Rollout, finals: list[tuple[int, NDArray[np.float32]]]) -> None:
-        """Values by the network of now: of the observations (one pass), and of what truly followed them."""
-        ppo, network = self.ppo, self.ppo.network
-        rollout.values[:] = network.values(rollout.obs)
+    def _values(
+        self, values: Values, rollout: Rollout, finals: list[tuple[int, NDArray[np.float32]]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Values of the rollout's observations (one pass), and of what truly followed them; each (M,)."""
+        learner = self.learner
+        own = values(rollout.obs)
         # One line longer than the longest env: after an env's last transition comes the value of where it stands.
-        lines = np.tile(network.values(ppo.normalise(self._flat)), (int(rollout.times.max()) + 2, 1))
-        lines[rollout.times, rollout.rows] = rollout.values
-        rollout.next_values[:] = lines[rollout.times + 1, rollout.rows]
+        lines = np.tile(values(learner.normalise(self._flat)), (int(rollout.times.max()) + 2, 1))
+        lines[rollout.times, rollout.rows] = own
+        following = lines[rollout.times + 1, rollout.rows]
         if finals:
             places, obs = zip(*finals, strict=True)
-            rollout.next_values[list(places)] = network.values(ppo.normalise(np.concatenate(obs)))
+            following[list(places)] = values(learner.normalise(np.concatenate(obs)))
+        return own, following
 
     def _final(self, infos: dict[str, Any], place: int) -> NDArray[np.float32]:
         """The flat final observation of a row of the batch that was truncated, (1, D)."""
         final = infos["final_obs"]
         single = {name: value[place] for name, value in final.items()} if isinstance(final, dict) else final[place]
-        return self.ppo.flatten(stack_rows(self.ppo.obs_space, [single]))
+        return self.learner.flatten(stack_rows(self.learner.obs_space, [single]))
 
     def _count(
         self, rows: NDArray[np.int64], rewards: NDArray[Any], done: NDArray[np.bool_], valid: NDArray[np.bool_]
@@ -140,8 +148,8 @@ class Collector:
         self._steps[rows] += 1
         if done.any():
             for row in rows[done & valid]:
-                self.ppo.recent_episodes.append((float(self._returns[row]), int(self._steps[row])))
+                self.learner.recent_episodes.append((float(self._returns[row]), int(self._steps[row])))
             over = rows[done]
-            self.ppo.episodes[over] += 1
+            self.learner.episodes[over] += 1
             self._steps[over] = 0
             self._returns[over] = 0.0
