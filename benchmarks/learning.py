@@ -13,7 +13,6 @@ import asyncio
 import itertools
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -34,30 +33,13 @@ from instructgym.rewards.building import make_reward
 from instructgym.rewards.encoders import open_encoder
 from instructgym.train.chains import ChainJob, run_chains
 from instructgym.train.config_text import load_config
+from instructgym.train.planning import Tree, grow_tree
 from instructgym.train.seed_files import read_seeds, split_seeds
 from instructgym.types import Seed
 
 UNSEEN_TOPICS = ("law", "cooking", "finance")
 DRAW = 7
 """The chain draw that every policy meets; the search plans with others."""
-
-
-@dataclass(frozen=True)
-class Tree:
-    """What every sequence of operations brings from one seed: step rewards and whether the rewrite was eliminated.
-
-    ``rewards[t]`` and ``eliminated[t]`` have t + 1 axes of A: the operations chosen so far.
-    """
-
-    rewards: list[NDArray[np.float64]]
-    eliminated: list[NDArray[np.bool_]]
-
-    @property
-    def returns(self) -> NDArray[np.float64]:  # () -> (A, ..., A), one axis a step left
-        total = self.rewards[0]
-        for rewards in self.rewards[1:]:
-            total = total[..., None] + rewards
-        return total
 
 
 @cache
@@ -85,26 +67,7 @@ def parts() -> tuple[Dynamics, Observer]:
 
 async def grow(state: State, draw: int) -> Tree:
     """The tree below `state` where the expert's samples are those of `draw`."""
-    dynamics, _ = parts()
-    actions = len(dynamics.action_set)
-    depth = state.horizon - state.step
-    rewards = [np.zeros((actions,) * (t + 1)) for t in range(depth)]
-    eliminated = [np.zeros((actions,) * (t + 1), dtype=bool) for t in range(depth)]
-
-    async def below(node: State, path: tuple[int, ...]) -> None:
-        for action in range(actions):
-            outcome = await dynamics.step(node, action)
-            if outcome.reward is None:
-                raise SystemExit(f"the simulated step failed: {outcome.failure}")
-            here = (*path, action)
-            rewards[len(path)][here] = outcome.reward
-            eliminated[len(path)][here] = outcome.transition.elimination is not None
-            if len(here) < depth:
-                await below(outcome.state, here)
-
-    start = State(state.seed, state.instruction, state.step, state.horizon, draw, state.history)
-    await below(start, ())
-    return Tree(rewards, eliminated)
+    return await grow_tree(parts()[0], state, draw)
 
 
 def tree_of(seed: Seed) -> Tree:

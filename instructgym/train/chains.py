@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from instructgym.agents.base import Agent, row_rng
 from instructgym.envs.dynamics import Dynamics, Outcome
 from instructgym.envs.observations import Observer
 from instructgym.train.bounded import ENDS_THE_RUN, map_bounded
+from instructgym.train.planning import Planned, Planner
 from instructgym.types import Instruction, Seed, Transition
 
 __all__ = ["Chain", "ChainJob", "Step", "run_chains", "step_row"]
@@ -29,13 +30,18 @@ class ChainJob:
     chain: int
     seed: Seed
     draw: int
-    policy: Agent
+    policy: Agent | Planner
     policy_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One attempted transition. `reward` is None where a call failed or the reward is missing."""
+    """One attempted transition. `reward` is None where a call failed or the reward is missing.
+
+    `tokens`, `calls` and `reviewer_calls` include what a planner asked before it chose.
+    `log_prob` is of the choice, under the policy that made it; None where that policy does not say, and where it took
+    its mode, for the number that it gives then is that of a draw.
+    """
 
     transition: Transition
     reward: float | None
@@ -44,9 +50,10 @@ class Step:
     calls: int
     reviewer_calls: int
     failure: str | None
+    log_prob: float | None = None
 
     @classmethod
-    def of(cls, outcome: Outcome) -> Step:
+    def of(cls, outcome: Outcome, log_prob: float | None = None) -> Step:
         return cls(
             transition=outcome.transition,
             reward=None if outcome.reward is None else round(float(outcome.reward), DIGITS),
@@ -55,6 +62,19 @@ class Step:
             calls=outcome.calls,
             reviewer_calls=outcome.score.calls,
             failure=outcome.failure,
+            log_prob=None if log_prob is None else round(log_prob, DIGITS),
+        )
+
+    def planned_with(self, planned: Planned) -> Step:
+        """The step with what planning it cost; itself where nothing was planned."""
+        if not planned.calls:
+            return self
+        tokens = (self.tokens[0] + planned.usage.prompt_tokens, self.tokens[1] + planned.usage.completion_tokens)
+        return replace(
+            self,
+            tokens=tokens,
+            calls=self.calls + planned.calls,
+            reviewer_calls=self.reviewer_calls + planned.reviewer_calls,
         )
 
 
@@ -127,18 +147,25 @@ async def _run_chain(
     memory: Any = None
     steps: list[Step] = []
     while not state.over:
-        decision = await job.policy.aact(
-            _one_row(await observer.observe(state)) if job.policy.observes else _UNSEEN,
-            action_mask=dynamics.action_mask(state)[None],
-            rng=[row_rng(run_seed, job.chain, 0, state.step)],
-            state=memory,
-            deterministic=deterministic,
-        )
-        memory = decision.state
-        outcome = await dynamics.step(state, int(decision.actions[0]))
+        log_prob: float | None = None
+        if isinstance(job.policy, Planner):
+            planned = await job.policy.step(dynamics, state)
+        else:
+            decision = await job.policy.aact(
+                _one_row(await observer.observe(state)) if job.policy.observes else _UNSEEN,
+                action_mask=dynamics.action_mask(state)[None],
+                rng=[row_rng(run_seed, job.chain, 0, state.step)],
+                state=memory,
+                deterministic=deterministic,
+            )
+            memory = decision.state
+            if decision.log_prob is not None and not deterministic:
+                log_prob = float(decision.log_prob[0])
+            planned = Planned(await dynamics.step(state, int(decision.actions[0])))
+        outcome = planned.outcome
         if isinstance(outcome.error, ENDS_THE_RUN):
             raise outcome.error
-        steps.append(Step.of(outcome))
+        steps.append(Step.of(outcome, log_prob).planned_with(planned))
         if on_step is not None:
             on_step(job, steps[-1])
         if not outcome.valid:
@@ -168,6 +195,7 @@ def step_row(job: ChainJob, step: Step) -> dict[str, Any]:
         "accepted": step.failure is None and transition.accepted,
         "eliminated": None if elimination is None else elimination.reason,
         "detail": "" if elimination is None else elimination.detail,
+        "log_prob": step.log_prob,
         "reward": step.reward,
         "terms": step.terms,
         "failure": step.failure,

@@ -333,7 +333,13 @@ class AgentSection(Section):
 
 
 class TrainSection(Section):
+    """How long the instructor learns: `steps` of the environment, or `calls` to the expert, whichever comes first.
+
+    A step is a call, but for `stop` and illegal choices, which ask nobody. `calls` is never exceeded.
+    """
+
     steps: int = Field(default=20_000, ge=0)
+    calls: int | None = Field(default=None, ge=1)
     num_envs: int = Field(default=16, ge=1)
 
 
@@ -344,6 +350,10 @@ class EvaluateSection(Section):
     seeds: int = Field(default=64, ge=1, description="at most so many held-out seeds")
     draws: int = Field(default=1, ge=1, description="chains a seed and policy")
     bootstrap: int = Field(default=2000, ge=100, description="resamples for the 95% intervals")
+    reward_memory: Literal["trained", "empty"] = Field(
+        default="trained", description="the memory of a reward that has one: as training left it, or none"
+    )
+    lineage: bool = Field(default=False, description="write every transition to stages/evaluation_lineage.jsonl")
 
 
 class EvolveSection(Section):
@@ -386,6 +396,9 @@ class Config(Section):
     env: EnvSection = EnvSection()
     reward: RewardSection = RewardSection()
     agent: AgentSection = AgentSection()
+    agents: dict[str, dict[str, Any]] | None = Field(
+        default=None, description="arguments of policies by name, where several are compared"
+    )
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
     evolve: EvolveSection = EvolveSection()

@@ -122,7 +122,7 @@ def estimate(config: Config, seeds: SeedSplit, stages: Sequence[str]) -> Estimat
         runtime.close()
     transitions = max(1, sum(len(chain.steps) for chain in chains))
     scale = {
-        "train": config.train.steps / transitions,
+        "train": min(config.train.steps, config.train.calls or config.train.steps) / transitions,
         "evaluate": _evaluated(config, seeds, runtime) / len(chains),
         "evolve": len(seeds.all) * config.evolve.chains_per_seed / len(chains),
         "respond": len(seeds.all) * config.evolve.chains_per_seed / len(chains),

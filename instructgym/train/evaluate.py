@@ -10,19 +10,24 @@ from numpy.typing import NDArray
 
 from instructgym.agents.base import row_rng
 from instructgym.train.chain_statistics import chain_statistics
-from instructgym.train.chains import DIGITS, Chain, ChainJob, run_chains
+from instructgym.train.chains import DIGITS, Chain, ChainJob, run_chains, step_row
 from instructgym.train.policies import policy_named, policy_names, reward_of
+from instructgym.train.run_folder import canonical_json
 from instructgym.train.stage import StageContext, StageOutput
 
-__all__ = ["EVALUATION", "bootstrap_interval", "evaluate_policies", "run_evaluate"]
+__all__ = ["EVALUATION", "EVALUATION_LINEAGE", "bootstrap_interval", "evaluate_policies", "run_evaluate"]
 
 EVALUATION = "stages/evaluation.json"
+EVALUATION_LINEAGE = "stages/evaluation_lineage.jsonl"
 _MAX_ROUNDS = 4
 """A policy that stops early gets further chains up to so many times the first ones, to use the same calls."""
 
 
 def run_evaluate(context: StageContext) -> StageOutput:
-    """Writes `stages/evaluation.json`: a row a policy, in the order of the config, `fixed` as one row an operation."""
+    """Writes `stages/evaluation.json`: a row a policy, in the order of the config, `fixed` as one row an operation.
+
+    With `evaluate.lineage` also every transition, as rows of `lineage.jsonl` with the name of the policy.
+    """
     config = context.config
     names = policy_names(config.evaluate.policies, context.runtime.action_set)
     table, lost = evaluate_policies(names, context)
@@ -35,7 +40,8 @@ def run_evaluate(context: StageContext) -> StageOutput:
     }
     context.folder.write_json(EVALUATION, document)
     result = {**document, "accounting": context.runtime.accounting("evaluate")}
-    return StageOutput((EVALUATION,), result, lost=lost)
+    files = (EVALUATION, EVALUATION_LINEAGE) if config.evaluate.lineage else (EVALUATION,)
+    return StageOutput(files, result, lost=lost)
 
 
 def evaluate_policies(names: Sequence[str], context: StageContext) -> tuple[dict[str, dict[str, Any]], int]:
@@ -73,6 +79,14 @@ def evaluate_policies(names: Sequence[str], context: StageContext) -> tuple[dict
                 kept.append(chain)
         if not run:
             break
+    if config.evaluate.lineage:
+        lines = [
+            canonical_json({"policy": name, **step_row(chain.job, step)})
+            for name in names
+            for chain in chains[name]
+            for step in chain.steps
+        ]
+        context.folder.write_lines(EVALUATION_LINEAGE, lines)
     rng_seed = config.run.seed
     table = {name: _row(chains[name], context, config.evaluate.bootstrap, rng_seed) for name in names}
     _compare(table, chains, "random", config.evaluate.bootstrap, rng_seed)

@@ -149,12 +149,12 @@ def _check_names(runtime: Runtime) -> None:
     config = runtime.config
     runtime.check_names()
     for name in policy_names((*config.evaluate.policies, config.evolve.policy), runtime.action_set):
-        check_policy_name(name, runtime.action_set)
+        check_policy_name(name, runtime.action_set, config.env.horizon)
 
 
 def _sections(config: Config) -> dict[str, tuple[str, ...]]:
     """The config sections that decide a stage's result: its own, and those of the stages that it builds on."""
-    own = {"train": ("agent", "train")}
+    own = {"train": ("agent", "train"), "evaluate": ("evaluate", "agents"), "evolve": ("evolve", "agents")}
     sections: dict[str, tuple[str, ...]] = {}
     for stage in ALL:
         inherited = [name for upstream in needs(stage, config) for name in sections[upstream]]
@@ -203,6 +203,8 @@ def _identity(config: Config, runtime: Runtime, found: SeedFile) -> dict[str, An
         "env.action_set (content)": runtime.action_set.hash,
         "env.encoder (chosen)": runtime.encoder.name,
         "evolve.policy (content)": policy_digest(config.evolve.policy),
+        "evaluate.policies (content)": ",".join(filter(None, map(policy_digest, config.evaluate.policies))) or None,
+        "agent.name (content)": policy_digest(config.agent.name) or None,
     }
 
 

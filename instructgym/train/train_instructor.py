@@ -15,28 +15,36 @@ from typing import Any
 from instructgym.agents import Algorithm, make_agent, save_agent
 from instructgym.envs.spec import EnvConfig
 from instructgym.errors import BackendError
+from instructgym.train.call_budget import learn_within
 from instructgym.train.policies import AGENT, REWARD_MEMORY
 from instructgym.train.reward_memory import save_memory
+from instructgym.train.run_folder import canonical_json
 from instructgym.train.stage import StageContext, StageOutput
 from instructgym.train.traffic import Traffic
 from instructgym.train.watched_env import WatchedVectorEnv
 
-__all__ = ["LEARNING_CURVE", "METRICS", "run_train"]
+__all__ = ["EPISODES", "LEARNING_CURVE", "METRICS", "run_train"]
 
 LEARNING_CURVE = "stages/learning_curve.json"
+EPISODES = "stages/episodes.json"
 METRICS = "metrics"
 
 
 def run_train(context: StageContext) -> StageOutput:
     """Writes `agent/`, `stages/learning_curve.json` and TensorBoard's `metrics/`.
 
+    With `train.calls` also `stages/episodes.json`: [expert calls so far, episode reward] of every episode.
+
     Raises `BudgetExhausted`, and other `BackendError` where training cannot go on.
     """
     config, runtime, folder = context.config, context.runtime, context.folder
     reward = runtime.reward_for("train")
-    env = WatchedVectorEnv(config.train.num_envs, _env_config(context, reward), runtime.counting)
+    env = WatchedVectorEnv(
+        config.train.num_envs, _env_config(context, reward), runtime.counting, max_calls=config.train.calls
+    )
     curve: list[dict[str, float | None]] = []
-    context.progress.started("train", config.train.steps)
+    goal = min(config.train.steps, config.train.calls or config.train.steps)
+    context.progress.started("train", goal)
     with _one_torch_thread(), contextlib.closing(env), contextlib.closing(_writer(context)) as writer:
         agent = make_agent(
             config.agent.name,
@@ -50,18 +58,18 @@ def run_train(context: StageContext) -> StageOutput:
         def progress(steps: int, metrics: dict[str, float]) -> None:
             env.end_rollout()
             shown = {name: _finite(value) for name, value in sorted(metrics.items()) if not name.startswith("time/")}
-            curve.append({"steps": steps, **shown})
+            curve.append({"steps": steps, "calls": env.calls, **shown})
             meter = runtime.traffic
             traffic = {} if meter is None else Traffic.total(meter.rows("train")).scalars()
             for name, value in (metrics | traffic).items():
                 writer.add_scalar(name, value, steps)
             mean = metrics.get("rollout/ep_rew_mean")
             note = "" if mean is None else f"mean episode reward {mean:.2f}"
-            context.progress.advance("train", min(steps, config.train.steps), note)
+            context.progress.advance("train", min(steps, goal), note)
 
         if isinstance(agent, Algorithm):
             try:
-                agent.learn(env, config.train.steps, progress=progress)
+                learn_within(agent, env, config.train.steps, config.train.calls, progress)
             except BackendError as error:
                 # A learner that meets nothing but failures says so; what it met says why.
                 raise (runtime.counting.fatal or error) from error
@@ -74,16 +82,20 @@ def run_train(context: StageContext) -> StageOutput:
     )
     save_memory(reward.state_dict(), folder.path / REWARD_MEMORY)
     folder.write_json(LEARNING_CURVE, curve)
+    if config.train.calls is not None:
+        folder.write_text(EPISODES, canonical_json(env.episodes) + "\n")
     result = {
         "agent": config.agent.name,
         "steps": curve[-1]["steps"] if curve else 0,
+        "calls": env.calls,
         "num_envs": config.train.num_envs,
         "final_mean_episode_reward": curve[-1].get("rollout/ep_rew_mean") if curve else None,
         # Who comes first in asynchronous collection depends on time.
         "repeats_to_the_byte": config.agent.kwargs.get("collect") != "async",
         "accounting": runtime.accounting("train"),
     }
-    return StageOutput((AGENT, LEARNING_CURVE), result)
+    files = (AGENT, LEARNING_CURVE) if config.train.calls is None else (AGENT, LEARNING_CURVE, EPISODES)
+    return StageOutput(files, result)
 
 
 def _env_config(context: StageContext, reward: Any) -> EnvConfig:

@@ -3,6 +3,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from instructgym.agents import PPO, PPOConfig, evaluate, row_rng
 from instructgym.errors import BackendError, ConfigError, UsageError
@@ -337,3 +338,16 @@ def test_the_autoreset_mode_is_checked_before_anything_is_done():
     ppo = PPO(NextStep().single_observation_space, NextStep().single_action_space)
     with pytest.raises(UsageError, match="vector env of autoreset mode None; expected SameStep"):
         ppo.learn(NextStep(), 10)
+
+
+def test_probabilities_are_those_of_its_choices():
+    agent = PPO(spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(4), seed=2)
+    obs, mask = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32), np.ones((5, 4), bool)
+    mask[:, 2] = False
+    probs, _ = agent.probabilities(obs, action_mask=mask)
+    np.testing.assert_allclose(probs.sum(axis=1), 1.0)
+    assert (probs[:, 2] == 0).all()
+    chosen = agent.act(obs, action_mask=mask, rng=[row_rng(0, row) for row in range(5)])
+    np.testing.assert_allclose(np.exp(chosen.log_prob), probs[np.arange(5), chosen.actions], rtol=1e-6)
+    mode, _ = agent.probabilities(obs, action_mask=mask, deterministic=True)
+    np.testing.assert_array_equal(mode, np.eye(4)[probs.argmax(axis=1)])

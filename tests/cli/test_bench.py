@@ -109,3 +109,30 @@ def test_a_file_that_cannot_be_written_is_said_before_anything_is_measured(invok
     nowhere = invoke("bench", "rewards", "--figure", below)
     assert nowhere.exit_code == 2
     assert nowhere.stderr.startswith(f"error: --figure is '{below}', whose folder cannot be made: ")
+
+
+def test_bench_policies_prints_a_leaderboard_and_writes_it(invoke: Invoke, tmp_path: Path, seeds_file: Path) -> None:
+    out = tmp_path / "bench"
+    arguments = ["bench", "policies", "--policies", "random,greedy,fixed", "--action-sets", "core", "--seeds", "1"]
+    arguments += ["--optimum", "1", "--out", str(out), "--set", "env.horizon=2", "--set", "evaluate.draws=1"]
+    result = invoke(*arguments, "--set", f"seeds.path={json.dumps(str(seeds_file))}")
+    assert result.exit_code == 0, result.stderr
+    assert "SIMULATED: expert, reviewer; nothing here is said of a language model." in " ".join(result.stdout.split())
+    assert "fixed:deepen" in result.stdout
+    assert "The set that each makes with equal numbers of expert calls" in result.stdout
+    assert "6 of 6 cells to run, 0 of them with training" in result.stderr
+    assert f"wrote {out / 'leaderboard.md'}" in result.stdout
+    assert len(json.loads((out / "results.json").read_text("utf-8"))["cells"]) == 6
+    again = invoke(*arguments, "--set", f"seeds.path={json.dumps(str(seeds_file))}")
+    assert "all 6 cells are finished" in again.stderr
+
+
+def test_bench_policies_names_what_is_wrong(invoke: Invoke, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "bench")
+    unknown = invoke("bench", "policies", "--policies", "randm", *out)
+    assert unknown.exit_code == 2
+    assert "unknown policy 'randm'; expected trained, random," in unknown.stderr
+    empty = invoke("bench", "policies", "--policies", ",", *out)
+    assert empty.exit_code == 2
+    assert "a comparison needs at least one policy, one reward and one action set" in empty.stderr
+    assert not (tmp_path / "bench").exists()

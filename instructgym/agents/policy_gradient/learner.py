@@ -111,6 +111,15 @@ class ActorCriticLearner(Algorithm):
         actions, log_probs = self.choose(flat, np.asarray(action_mask, bool), draws)
         return Decision(actions, log_probs, self.network.values(flat), state)
 
+    def probabilities(
+        self, obs: Any, *, action_mask: NDArray[np.bool_], state: Any = None, deterministic: bool = False
+    ) -> tuple[NDArray[np.float64], Any]:
+        logits = self.network.logits(self.normalise(self.flatten(obs)))
+        probs = masked_probs(logits, np.asarray(action_mask, bool)).astype(np.float64)
+        if deterministic:
+            return np.eye(self.actions)[probs.argmax(axis=1)], state
+        return probs / probs.sum(axis=1, keepdims=True), state
+
     @property
     def reset_seed(self) -> int:
         """What the envs are reset with by a collector that starts now."""
