@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from instructgym.agents.draws import row_rng
 from instructgym.errors import UsageError
 
-__all__ = ["Agent", "Algorithm", "Decision", "Progress", "row_rng"]
+__all__ = ["Agent", "Algorithm", "Decision", "OfflineAlgorithm", "Progress", "row_rng"]
 
 Progress = Callable[[int, dict[str, float]], None]
 """Called with the number of environment steps so far and the metrics of the last rollout."""
@@ -127,3 +127,11 @@ class Algorithm(Agent):
     def update(self, rollout: Any) -> dict[str, float]:
         """Learn from one rollout; return the metrics."""
         raise TypeError(f"{type(self).__name__} does not define update()")
+
+
+class OfflineAlgorithm(Agent):
+    """An agent that learns from logged episodes, and from nothing else."""
+
+    def learn_from(self, batch: Any) -> dict[str, float]:
+        """Learn from `LoggedEpisodes`; return the metrics."""
+        raise TypeError(f"{type(self).__name__} does not define learn_from()")

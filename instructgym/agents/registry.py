@@ -100,6 +100,18 @@ AGENTS: dict[str, AgentInfo] = {
             learns=True,
             made_by="instructgym.agents.policy_gradient.trpo:TRPO",
         ),
+        AgentInfo(
+            "fitted_q",
+            "fitted Q iteration on logged chains: greedy, or with a temperature",
+            learns=True,
+            made_by="instructgym.agents.offline:FittedQ",
+        ),
+        AgentInfo(
+            "behaviour_cloning",
+            "imitates logged choices: a masked softmax classifier on the observation",
+            learns=True,
+            made_by="instructgym.agents.offline:BehaviourCloning",
+        ),
         AgentInfo("sb3:ppo", "PPO of Stable-Baselines3", learns=True),
         AgentInfo("sb3:a2c", "A2C of Stable-Baselines3", learns=True),
         AgentInfo("sb3:dqn", "DQN of Stable-Baselines3", learns=True),

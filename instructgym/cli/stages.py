@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -105,6 +106,14 @@ def train(
     base_url: BaseUrlOption = None,
     model: ModelOption = None,
     concurrency: ConcurrencyOption = None,
+    from_ledger: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Learn from the chains that a finished run evolved, without a new call; may be given several times. "
+            "[agents: fitted_q (default), behaviour_cloning]",
+        ),
+    ] = None,
     retry_failed: RetryFailedOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
@@ -112,6 +121,8 @@ def train(
 
     `evolve --policy DIR` takes the folder that it is saved in.
     """
+    if from_ledger:
+        given = _learning_from(from_ledger, config, given)
     resolved = resolve(
         config,
         seeds=seeds,
@@ -127,6 +138,20 @@ def train(
         given=given,
     )
     _run(resolved, out or _default_folder(config), ("train",), retry_failed, dry_run)
+
+
+def _learning_from(folders: Sequence[Path], config: str, given: list[str] | None) -> list[str]:
+    """What `given` is with these logs, and with an agent that learns from logs where the config has none."""
+    from instructgym.agents.registry import AGENTS
+
+    name = resolve(config, given=given).agent.name
+    online = name in AGENTS and "offline" not in AGENTS[name].made_by
+    own = ["agent.name=fitted_q", "agent.kwargs={}"] if online and not _sets_agent(given) else []
+    return [*own, *(given or []), f"train.logs={json.dumps([str(folder) for folder in folders])}"]
+
+
+def _sets_agent(given: Sequence[str] | None) -> bool:
+    return any(value.partition("=")[0].strip() == "agent.name" for value in given or ())
 
 
 def evolve(

@@ -335,12 +335,14 @@ class AgentSection(Section):
 class TrainSection(Section):
     """How long the instructor learns: `steps` of the environment, or `calls` to the expert, whichever comes first.
 
-    A step is a call, but for `stop` and illegal choices, which ask nobody. `calls` is never exceeded.
+    A step is a call, but for `stop` and illegal choices, which ask nobody. `calls` is never exceeded. With `logs`, the
+    folders of runs that evolved, it learns from their chains instead, and asks nobody.
     """
 
     steps: int = Field(default=20_000, ge=0)
     calls: int | None = Field(default=None, ge=1)
     num_envs: int = Field(default=16, ge=1)
+    logs: tuple[str, ...] = Field(default=(), description="folders of runs to learn from instead")
 
 
 class EvaluateSection(Section):

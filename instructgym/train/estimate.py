@@ -122,7 +122,7 @@ def estimate(config: Config, seeds: SeedSplit, stages: Sequence[str]) -> Estimat
         runtime.close()
     transitions = max(1, sum(len(chain.steps) for chain in chains))
     scale = {
-        "train": min(config.train.steps, config.train.calls or config.train.steps) / transitions,
+        "train": _trained(config) / transitions,
         "evaluate": _evaluated(config, seeds, runtime) / len(chains),
         "evolve": len(seeds.all) * config.evolve.chains_per_seed / len(chains),
         "respond": len(seeds.all) * config.evolve.chains_per_seed / len(chains),
@@ -169,6 +169,10 @@ def _answer(config: Config, chains: Sequence[Chain], runtime: Runtime) -> None:
             )
 
     runtime.call(ask_all)
+
+
+def _trained(config: Config) -> int:
+    return 0 if config.train.logs else min(config.train.steps, config.train.calls or config.train.steps)
 
 
 def _evaluated(config: Config, seeds: SeedSplit, runtime: Runtime) -> int:

@@ -205,7 +205,17 @@ def _identity(config: Config, runtime: Runtime, found: SeedFile) -> dict[str, An
         "evolve.policy (content)": policy_digest(config.evolve.policy),
         "evaluate.policies (content)": ",".join(filter(None, map(policy_digest, config.evaluate.policies))) or None,
         "agent.name (content)": policy_digest(config.agent.name) or None,
+        "train.logs (content)": _logs(config),
     }
+
+
+def _logs(config: Config) -> str | None:
+    """The contents of the logs that are learned from. Raises `RunFolderError` for what is no run's folder."""
+    if not config.train.logs:
+        return None
+    from instructgym.train.offline import logs_digest
+
+    return hashlib.sha256(canonical_json(logs_digest(config.train.logs)).encode()).hexdigest()[:16]
 
 
 def _run_stages(wanted: Sequence[str], context: StageContext, retry_failed: bool) -> list[StageReport]:

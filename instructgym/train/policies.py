@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instructgym.agents.base import Agent, Algorithm
+from instructgym.agents.base import Agent, Algorithm, OfflineAlgorithm
 from instructgym.envs.operations import ActionSet
 from instructgym.errors import ConfigError
 from instructgym.plugins import is_file_reference, load_from_file
@@ -67,7 +67,7 @@ def policy_named(name: str, context: StageContext) -> Agent | Planner:
         return planner
     if is_registered(name):
         agent = build_agent(name, runtime, (context.config.agents or {}).get(name, {}), context.config.run.seed)
-        if isinstance(agent, Algorithm):
+        if isinstance(agent, (Algorithm, OfflineAlgorithm)):
             raise ConfigError(
                 f"policy '{name}' learns, and has not yet; expected one that needs no training, or 'trained'. Train it "
                 f"with agent.name={name}, or compare it by `instructgym bench policies`."
@@ -98,7 +98,13 @@ def build_agent(name: str, runtime: Runtime, kwargs: Mapping[str, Any], seed: in
 def policy_learns(name: str, runtime: Runtime, kwargs: Mapping[str, Any]) -> bool:
     """Whether a policy has to be trained. Raises `ConfigError` or `ActionSetError` for one that cannot be made."""
     check_policy_name(name, runtime.action_set, runtime.config.env.horizon)
-    return is_registered(name) and isinstance(build_agent(name, runtime, kwargs, 0), Algorithm)
+    agent = build_agent(name, runtime, kwargs, 0) if is_registered(name) else None
+    if isinstance(agent, OfflineAlgorithm):
+        raise ConfigError(
+            f"policy '{name}' learns from logs; train it by `instructgym train --from-ledger DIR`, and name the folder "
+            "that it is saved in."
+        )
+    return isinstance(agent, Algorithm)
 
 
 def is_registered(name: str) -> bool:

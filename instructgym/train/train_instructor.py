@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from instructgym.agents import Algorithm, make_agent, save_agent
+from instructgym.agents.base import OfflineAlgorithm
 from instructgym.envs.spec import EnvConfig
-from instructgym.errors import BackendError
+from instructgym.errors import BackendError, ConfigError
 from instructgym.train.call_budget import learn_within
 from instructgym.train.policies import AGENT, REWARD_MEMORY
 from instructgym.train.reward_memory import save_memory
@@ -38,6 +39,10 @@ def run_train(context: StageContext) -> StageOutput:
     Raises `BudgetExhausted`, and other `BackendError` where training cannot go on.
     """
     config, runtime, folder = context.config, context.runtime, context.folder
+    if config.train.logs:
+        from instructgym.train.offline import run_train_from_logs
+
+        return run_train_from_logs(context, config.train.logs)
     reward = runtime.reward_for("train")
     env = WatchedVectorEnv(
         config.train.num_envs, _env_config(context, reward), runtime.counting, max_calls=config.train.calls
@@ -54,6 +59,12 @@ def run_train(context: StageContext) -> StageOutput:
             seed=config.run.seed,
             action_names=runtime.action_set.names,
         )
+
+        if isinstance(agent, OfflineAlgorithm):
+            raise ConfigError(
+                f"agent '{config.agent.name}' learns from logs and from nothing else; name the folder of a run that "
+                "evolved: `instructgym train --from-ledger DIR`, or train.logs."
+            )
 
         def progress(steps: int, metrics: dict[str, float]) -> None:
             env.end_rollout()

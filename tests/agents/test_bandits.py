@@ -99,7 +99,7 @@ def test_ridge_regression_is_kept_up_to_date_exactly():
     agent = LinUCB(space, spaces.Discrete(2), alpha=2.0, ridge=0.5)
     obs, actions, rewards = rng.normal(size=(60, 5)).astype(np.float32), rng.integers(2, size=60), rng.normal(size=60)
     for part in np.split(np.arange(60), 4):
-        agent.learn_from(agent.contexts(obs[part], len(part)), actions[part], rewards[part])
+        agent.take(agent.contexts(obs[part], len(part)), actions[part], rewards[part])
     contexts = agent.contexts(obs, 60)
     for action in range(2):
         own = contexts[actions == action]
@@ -125,7 +125,7 @@ def test_thompson_draws_around_the_mean_as_wide_as_little_is_known():
 def test_upper_confidence_bounds_by_hand():
     agent = UCB1(spaces.Box(0, 1, (1,)), spaces.Discrete(3), c=2.0)
     nothing = np.zeros((1, 0))
-    agent.learn_from(np.zeros((4, 0)), np.array([0, 0, 1, 1]), np.array([0.0, 1.0, 1.0, 3.0]))
+    agent.take(np.zeros((4, 0)), np.array([0, 0, 1, 1]), np.array([0.0, 1.0, 1.0, 3.0]))
     # Means 0.5 and 2, squares 0.5 + 2 over 2 degrees of freedom; the third was never tried.
     width = 2.0 * np.sqrt(1.25) * np.sqrt(2.0 * np.log(4) / 2)
     worth = agent.explore(nothing, np.zeros((1, 3)), np.zeros(1))
@@ -134,7 +134,7 @@ def test_upper_confidence_bounds_by_hand():
 
 def test_epsilon_is_how_often_anything_is_tried():
     agent = EpsilonGreedy(spaces.Box(0, 1, (1,)), spaces.Discrete(3), epsilon=0.25)
-    agent.learn_from(np.zeros((3, 0)), np.arange(3), np.array([0.0, 5.0, 1.0]))
+    agent.take(np.zeros((3, 0)), np.arange(3), np.array([0.0, 5.0, 1.0]))
     draws, roll = np.array([[0.1, 0.2, 0.3]] * 2), np.array([0.2, 0.3])
     assert agent.explore(np.zeros((2, 0)), draws, roll).argmax(axis=1).tolist() == [2, 1]
 

@@ -239,3 +239,23 @@ def test_arguments_that_do_not_exist_are_named():
     with pytest.raises(ConfigError, match=r"^action space Box"):
         SB3Agent("sb3:ppo", env.single_observation_space, spaces.Box(0.0, 1.0))
     assert isinstance(make_agent("sb3:trpo", env.single_observation_space, env.single_action_space), SB3Agent)
+
+
+@pytest.mark.parametrize("name", ["sb3:ppo", "sb3:maskable_ppo", "sb3:dqn"])
+def test_probabilities_are_those_that_it_chooses_with(name):
+    env = vector(Masked, 2)
+    agent = make_agent(name, env.single_observation_space, env.single_action_space, seed=1)
+    mask = np.array([[True, False, True, True], [False, True, True, False]])
+    obs = np.array([1, 0])
+    probs, _ = agent.probabilities(obs, action_mask=mask)
+    np.testing.assert_allclose(probs.sum(axis=1), 1.0)
+    assert (probs[~mask] == 0).all()
+    counts = np.zeros((2, 4))
+    for draw in range(400):
+        chosen = agent.act(obs, action_mask=mask, rng=[row_rng(0, draw, row) for row in range(2)])
+        counts[[0, 1], chosen.actions] += 1
+        if chosen.log_prob is not None:
+            np.testing.assert_allclose(np.exp(chosen.log_prob), probs[[0, 1], chosen.actions], rtol=1e-5)
+    np.testing.assert_allclose(counts / 400, probs, atol=0.1)
+    mode = agent.act(obs, action_mask=mask, rng=[row_rng(0, row) for row in range(2)], deterministic=True).actions
+    np.testing.assert_array_equal(agent.probabilities(obs, action_mask=mask, deterministic=True)[0], np.eye(4)[mode])

@@ -28,7 +28,7 @@ Matrix = NDArray[np.float64]
 class Bandit(Algorithm):
     """Chooses by what each action has brought so far. `seed` decides every draw.
 
-    A subclass defines `means`, `explore` and `learn_from`, and what it knows as `state_dict` and `load_state_dict`.
+    A subclass defines `means`, `explore` and `take`, and what it knows as `state_dict` and `load_state_dict`.
     `learn` explores; `act` plays what is best by now, for exploration belongs to learning. Rows whose step failed teach
     nothing. It resets the envs at the start of each `learn` with a seed of its own, so that going on from a checkpoint
     gives the same bytes as never having stopped there.
@@ -54,9 +54,9 @@ class Bandit(Algorithm):
         """What each action is worth trying now; `draws` and `roll` are uniform numbers."""
         raise TypeError(f"{type(self).__name__} does not define explore()")
 
-    def learn_from(self, contexts: Matrix, actions: NDArray[np.int64], rewards: Matrix) -> None:  # (M, D), (M,), (M,)
+    def take(self, contexts: Matrix, actions: NDArray[np.int64], rewards: Matrix) -> None:  # (M, D), (M,), (M,)
         """Take what so many choices brought, row by row."""
-        raise TypeError(f"{type(self).__name__} does not define learn_from()")
+        raise TypeError(f"{type(self).__name__} does not define take()")
 
     def act(
         self,
@@ -106,7 +106,7 @@ class Bandit(Algorithm):
             obs, rewards, terminated, truncated, infos = vector_env.step(actions)
             done = terminated | truncated
             valid = valid_rows(infos, done)
-            self.learn_from(contexts[valid], actions[valid], np.asarray(rewards, np.float64)[valid])
+            self.take(contexts[valid], actions[valid], np.asarray(rewards, np.float64)[valid])
             self.num_steps += size
             valid_count += int(valid.sum())
             rewards_sum += float(rewards[valid].sum())

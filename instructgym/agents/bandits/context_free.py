@@ -30,7 +30,7 @@ class _Counts(Bandit):
     def means(self, contexts: Matrix) -> Matrix:
         return np.tile(self._means, (len(contexts), 1))
 
-    def learn_from(self, contexts: Matrix, actions: NDArray[np.int64], rewards: Matrix) -> None:
+    def take(self, contexts: Matrix, actions: NDArray[np.int64], rewards: Matrix) -> None:
         for action, reward in zip(actions, rewards, strict=True):
             self._counts[action] += 1
             distance = reward - self._means[action]

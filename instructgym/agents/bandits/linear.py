@@ -46,7 +46,7 @@ class _Linear(Bandit):
         squares = (np.matmul(contexts, self._inverse) * contexts).sum(axis=2)  # (A, N)
         return np.asarray(np.sqrt(np.maximum(squares, 0.0)).T)
 
-    def learn_from(self, contexts: Matrix, actions: NDArray[np.int64], rewards: Matrix) -> None:
+    def take(self, contexts: Matrix, actions: NDArray[np.int64], rewards: Matrix) -> None:
         for context, action, reward in zip(contexts, actions, rewards, strict=True):
             inverse = self._inverse[action]
             gain = inverse @ context

@@ -110,6 +110,33 @@ class SB3Agent(Algorithm):
         legal one (for DQN, the one of the highest value).
         """
         legal = np.asarray(action_mask, bool)
+        probs, values = self._look(obs, legal)
+        if values is None:
+            return Decision(probs.argmax(axis=1), state=state)
+        rows = np.arange(len(probs))
+        actions = probs.argmax(axis=1) if deterministic else sample_categorical(probs, first_uniforms(rng))
+        actions = np.where(legal[rows, actions], actions, _likeliest(probs, legal))
+        tiny = np.finfo(np.float32).tiny
+        log_probs = np.log(np.maximum(_legal_share(probs, legal)[rows, actions], tiny), dtype=np.float32)
+        return Decision(actions, log_probs, values, state)
+
+    def probabilities(
+        self, obs: Any, *, action_mask: NDArray[np.bool_], state: Any = None, deterministic: bool = False
+    ) -> tuple[NDArray[np.float64], Any]:
+        legal = np.asarray(action_mask, bool)
+        probs, values = self._look(obs, legal)
+        if values is None:
+            return probs.astype(np.float64), state
+        if deterministic:
+            rows, mode = np.arange(len(probs)), probs.argmax(axis=1)
+            actions = np.where(legal[rows, mode], mode, _likeliest(probs, legal))
+            return np.eye(probs.shape[1])[actions], state
+        return _legal_share(probs, legal), state
+
+    def _look(
+        self, obs: Any, legal: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:  # -> (N, A), (N,)
+        """The policy's own probabilities, and its values; DQN has 1 for its best legal action, and no values."""
         policy = self.model.policy
         policy.set_training_mode(False)
         if self.flatten is not None and self.normaliser is not None:
@@ -117,17 +144,11 @@ class SB3Agent(Algorithm):
         with torch.no_grad():
             tensor, _ = policy.obs_to_tensor(obs)
             if self.name == "sb3:dqn":
-                return Decision(np.where(legal, policy.q_net(tensor).numpy(), -np.inf).argmax(axis=1), state=state)
+                best = np.where(legal, policy.q_net(tensor).numpy(), -np.inf).argmax(axis=1)
+                return np.eye(legal.shape[1], dtype=np.float32)[best], None
             masks = {"action_masks": legal} if self.name == "sb3:maskable_ppo" else {}
             probs = policy.get_distribution(tensor, **masks).distribution.probs.numpy()
-            values = policy.predict_values(tensor).numpy()[:, 0]
-        rows = np.arange(len(probs))
-        actions = probs.argmax(axis=1) if deterministic else sample_categorical(probs, first_uniforms(rng))
-        likeliest = np.where(legal, probs, -1.0).argmax(axis=1)
-        actions = np.where(legal[rows, actions], actions, likeliest)
-        tiny = np.finfo(np.float32).tiny
-        log_probs = np.log(np.maximum(probs[rows, actions], tiny), dtype=np.float32)
-        return Decision(actions, log_probs, values.astype(np.float32), state)
+            return probs, policy.predict_values(tensor).numpy()[:, 0].astype(np.float32)
 
     # ---------------------------------------------------------------- learning
 
@@ -226,6 +247,17 @@ class SB3Agent(Algorithm):
 
     def load_files(self, folder: Path) -> None:
         self._model = self.algorithm.load(folder / _MODEL, device="cpu")
+
+
+def _likeliest(probs: NDArray[np.float32], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
+    return np.asarray(np.where(legal, probs, -1.0).argmax(axis=1), np.int64)
+
+
+def _legal_share(probs: NDArray[np.float32], legal: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """What `act` draws from: the mass of illegal actions goes to the likeliest legal one."""
+    kept = np.where(legal, probs, 0.0).astype(np.float64)
+    kept[np.arange(len(kept)), _likeliest(probs, legal)] += probs.sum(axis=1) - kept.sum(axis=1)
+    return np.asarray(kept / kept.sum(axis=1, keepdims=True), np.float64)
 
 
 class _Recorder(KVWriter):
