@@ -72,7 +72,7 @@ def test_an_override_of_one_reviewer_value_keeps_the_others_defaults() -> None:
         ("evolv.emit=all", "quickstart: unknown key 'evolv'; did you mean 'evolve'?"),
         (
             "train.zzz=1",
-            "quickstart: unknown key 'train.zzz'; 'train' has steps, calls, num_envs",
+            "quickstart: unknown key 'train.zzz'; 'train' has steps, calls, num_envs, logs",
         ),
         (
             "train.steps=many",
