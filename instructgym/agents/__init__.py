@@ -9,7 +9,7 @@ from instructgym.agents.base import Agent, Algorithm, Decision, Progress, row_rn
 from instructgym.agents.baselines import FixedAgent, RandomAgent, RoundRobinAgent, SequenceAgent
 from instructgym.agents.evaluation import evaluate
 from instructgym.agents.persistence import SavedAgent, load_agent, read_saved_agent, save_agent
-from instructgym.agents.registry import AGENTS, AgentInfo, agent_names, make_agent
+from instructgym.agents.registry import AGENTS, AgentInfo, Task, agent_names, make_agent
 
 if TYPE_CHECKING:
     from instructgym.agents.bandits import UCB1, EpsilonGreedy, LinearThompson, LinUCB, Thompson
@@ -47,6 +47,7 @@ __all__ = [
     "SavedAgent",
     "SequenceAgent",
     "TRPOConfig",
+    "Task",
     "Thompson",
     "agent_names",
     "evaluate",

@@ -33,11 +33,13 @@ class Agent:
     """Chooses operations. `act` never blocks; an agent that asks an LLM overrides `aact`, which every runner awaits.
 
     An agent whose choices hang on no observation says so (`observes`), and a runner may then pass (N, 0) arrays: making
-    an observation costs an embedding.
+    an observation costs an embedding. One that knows operations by their features or their words says so, too
+    (`any_actions`): it can choose from others than it was trained on.
     """
 
     name: str = "agent"
     observes: bool = True
+    any_actions: bool = False
 
     def act(
         self,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from instructgym.agents.base import Agent
-from instructgym.agents.registry import Origin, make_agent
+from instructgym.agents.registry import Origin, Task, make_agent
 from instructgym.agents.spaces import space_from_json, space_to_json
 from instructgym.errors import ActionSetError, ConfigError
 
@@ -84,14 +84,22 @@ def save_agent(
 
 
 def load_agent(
-    folder: str | Path, *, expected_action_set_hash: str | None, expected_action_set_names: Sequence[str] = ()
+    folder: str | Path,
+    *,
+    expected_action_set_hash: str | None,
+    expected_action_set_names: Sequence[str] = (),
+    task: Task | None = None,
 ) -> Agent:
     """The agent that `save_agent` wrote.
+
+    What its state holds as ``action_features`` is offered to it when it is made.
 
     Args:
         folder: where it is.
         expected_action_set_hash: of the set that the agent will choose from; None skips the comparison.
         expected_action_set_names: for the message, if the hash differs.
+        task: what it will act in. If the hash differs, an agent that can choose from any operations
+            (`Agent.any_actions`) is made for this one.
 
     Raises:
         ActionSetError: the agent was saved for another action set.
@@ -102,27 +110,27 @@ def load_agent(
 
     source = Path(folder)
     saved = read_saved_agent(source)
+    try:
+        arrays = load_file(source / _WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(source, error) from error
+    own = Task(
+        space_from_json(dict(saved.observation_space)),
+        space_from_json(dict(saved.action_space)),
+        saved.action_set_names,
+        arrays.get("action_features"),
+    )
+    agent = _made(saved, own)
     if expected_action_set_hash is not None and saved.action_set_hash != expected_action_set_hash:
+        if agent.any_actions and task is not None:
+            return _restored(_made(saved, task), source, saved, arrays)
         wanted = f" ({', '.join(expected_action_set_names)})" if expected_action_set_names else ""
         raise ActionSetError(
             f"the agent in {source} was saved for action set {saved.action_set_hash} "
             f"({', '.join(saved.action_set_names)}), this run has {expected_action_set_hash}{wanted}. "
             "Run with the set that it was saved for, or train an agent for this one."
         )
-    agent = make_agent(
-        saved.name,
-        space_from_json(dict(saved.observation_space)),
-        space_from_json(dict(saved.action_space)),
-        kwargs=saved.kwargs,
-        seed=saved.seed,
-        action_names=saved.action_set_names,
-    )
-    try:
-        agent.load_state_dict({**load_file(source / _WEIGHTS), **saved.state})
-        agent.load_files(source)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise ConfigError(f"the agent in {source} is damaged: {type(error).__name__}: {error}") from error
-    return agent
+    return _restored(agent, source, saved, arrays)
 
 
 def read_saved_agent(folder: str | Path) -> SavedAgent:
@@ -151,6 +159,31 @@ def read_saved_agent(folder: str | Path) -> SavedAgent:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _made(saved: SavedAgent, task: Task) -> Agent:
+    return make_agent(
+        saved.name,
+        task.obs_space,
+        task.action_space,
+        kwargs=saved.kwargs,
+        seed=saved.seed,
+        action_names=task.action_names,
+        action_features=task.action_features,
+    )
+
+
+def _restored(agent: Agent, source: Path, saved: SavedAgent, arrays: Mapping[str, Any]) -> Agent:
+    try:
+        agent.load_state_dict({**arrays, **saved.state})
+        agent.load_files(source)
+    except (OSError, KeyError, ValueError) as error:
+        raise _damaged(source, error) from error
+    return agent
+
+
+def _damaged(source: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"the agent in {source} is damaged: {type(error).__name__}: {error}")
 
 
 def _origin(agent: Agent) -> Origin:

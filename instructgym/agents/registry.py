@@ -16,11 +16,12 @@ from instructgym.agents.base import Agent
 from instructgym.agents.baselines import FixedAgent, RandomAgent, RoundRobinAgent, SequenceAgent
 from instructgym.agents.checking import check_kwargs
 from instructgym.errors import ConfigError
+from instructgym.llm_backends.base import LLM
 from instructgym.plugins import is_file_reference, load_from_file, nearest
 
-__all__ = ["AGENTS", "AgentInfo", "Origin", "agent_names", "make_agent", "options_of"]
+__all__ = ["AGENTS", "AgentInfo", "Origin", "Task", "agent_names", "make_agent", "options_of"]
 
-_OFFERED = ("obs_space", "action_space", "seed", "action_names", "action_features")
+_OFFERED = ("obs_space", "action_space", "seed", "action_names", "action_features", "llm")
 ENTRY_POINT_GROUP = "instructgym.agents"
 
 
@@ -37,6 +38,21 @@ class AgentInfo:
     learns: bool = False
     takes: str = ""
     made_by: str = ""
+
+
+ActionFeatures = NDArray[np.float32] | Callable[[], NDArray[np.float32]]
+"""What is known of each operation, float32 (A, E): an embedding of its description. Or what makes it, if it is asked
+for: embedding may load a model."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an agent is made for: the spaces of a single env, and its operations, in the order of the actions."""
+
+    obs_space: Any
+    action_space: Any
+    action_names: Sequence[str] = ()
+    action_features: ActionFeatures | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,12 @@ AGENTS: dict[str, AgentInfo] = {
             learns=True,
             made_by="instructgym.agents.bandits:LinearThompson",
         ),
-        AgentInfo("ppo", "our proximal policy optimisation: masked, exact checkpoints", learns=True),
+        AgentInfo(
+            "ppo",
+            "our proximal policy optimisation: masked, exact checkpoints",
+            learns=True,
+            made_by="instructgym.agents.policy_gradient.ppo:PPO",
+        ),
         AgentInfo(
             "ppo_lagrangian",
             "our PPO under a limit on the mean cost of an episode",
@@ -115,8 +136,11 @@ AGENTS: dict[str, AgentInfo] = {
         AgentInfo("sb3:ppo", "PPO of Stable-Baselines3", learns=True),
         AgentInfo("sb3:a2c", "A2C of Stable-Baselines3", learns=True),
         AgentInfo("sb3:dqn", "DQN of Stable-Baselines3", learns=True),
+        AgentInfo("sb3:qrdqn", "quantile-regression DQN, of sb3-contrib", learns=True),
         AgentInfo("sb3:maskable_ppo", "PPO with action masks, of sb3-contrib", learns=True),
+        AgentInfo("sb3:recurrent_ppo", "PPO with an LSTM, of sb3-contrib", learns=True),
         AgentInfo("sb3:trpo", "trust region policy optimisation, of sb3-contrib", learns=True),
+        AgentInfo("sb3:ars", "augmented random search, of sb3-contrib", learns=True),
     )
 }
 
@@ -129,7 +153,8 @@ def make_agent(
     kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
     action_names: Sequence[str] = (),
-    action_features: NDArray[np.float32] | None = None,
+    action_features: ActionFeatures | None = None,
+    llm: Callable[[str], LLM] | None = None,
 ) -> Agent:
     """The agent of that name.
 
@@ -139,16 +164,18 @@ def make_agent(
         obs_space: of a single env.
         action_space: of a single env; Discrete.
         kwargs: go to the agent's constructor. A user's class gets them too, and of `obs_space`, `action_space`,
-            `seed`, `action_names` and `action_features` those that its constructor names.
+            `seed`, `action_names`, `action_features` and `llm` those that its constructor names. What follows the
+            colon of a name that takes something is the argument `model`.
         action_names: the operations' names in the order of the actions.
-        action_features: float32 (A, E), what is known of each operation: an embedding of its description. For agents
-            that are to choose from operations that they were not trained on.
+        action_features: for agents that are to choose from operations that they were not trained on.
+        llm: gives the chat model of a name, in the role of the instructor.
 
     Raises:
         ConfigError: an unknown name, operation or argument (with the nearest one), or something that is no agent.
     """
     given = dict(kwargs or {})
-    offered = dict(zip(_OFFERED, (obs_space, action_space, seed, tuple(action_names), action_features), strict=True))
+    things = (obs_space, action_space, seed, tuple(action_names), action_features, llm)
+    offered = dict(zip(_OFFERED, things, strict=True))
     agent = _build(name, given, offered)
     agent.origin = Origin(name, given, seed, obs_space, action_space)  # type: ignore[attr-defined]
     return agent
@@ -162,14 +189,9 @@ def agent_names() -> tuple[str, ...]:
 def options_of(name: str) -> dict[str, Any]:
     """The options of one of our own agents with their defaults; empty for those that take none, or not ours."""
     info = AGENTS.get(name)
-    if name == "ppo":
-        from instructgym.agents.policy_gradient import PPO
-
-        made: Any = PPO
-    elif info is None or not info.made_by:
+    if info is None or not info.made_by:
         return {}
-    else:
-        made = _load(info.made_by)
+    made = _load(info.made_by)
     config_type = getattr(made, "config_type", None)
     if config_type is not None:
         return {field.name: field.default for field in fields(config_type)}
@@ -182,10 +204,6 @@ def options_of(name: str) -> dict[str, Any]:
 def _build(name: str, kwargs: dict[str, Any], offered: Mapping[str, Any]) -> Agent:
     obs_space, action_space, seed = offered["obs_space"], offered["action_space"], offered["seed"]
     action_names: Sequence[str] = offered["action_names"]
-    if name == "ppo":
-        from instructgym.agents.policy_gradient import PPO, PPOConfig
-
-        return PPO(obs_space, action_space, PPOConfig.from_kwargs(kwargs), seed)
     if name in AGENTS and name.startswith("sb3:"):
         from instructgym.agents.sb3 import SB3Agent
 
@@ -193,8 +211,8 @@ def _build(name: str, kwargs: dict[str, Any], offered: Mapping[str, Any]) -> Age
     if is_file_reference(name):
         return _own(name, load_from_file(name), kwargs, offered)
     head, _, rest = name.partition(":")
-    if name in AGENTS and AGENTS[name].made_by:
-        return _own(name, _load(AGENTS[name].made_by), kwargs, offered)
+    if head in AGENTS and AGENTS[head].made_by and (name == head or AGENTS[head].takes):
+        return _own(name, _load(AGENTS[head].made_by), {**({"model": rest} if rest else {}), **kwargs}, offered)
     if head in ("fixed", "sequence"):
         check_kwargs(f"agent '{name}'", kwargs, ())
         indices = [_operation(name, operation.strip(), action_names) for operation in rest.split(",")]
@@ -246,6 +264,8 @@ def _own(name: str, found: Any, kwargs: dict[str, Any], offered: Mapping[str, An
 def _call(name: str, make: Callable[..., Any], offered: Mapping[str, Any], kwargs: dict[str, Any]) -> Any:
     parameters = inspect.signature(make).parameters
     arguments = {key: value for key, value in offered.items() if key in parameters} | kwargs
+    if callable(arguments.get("action_features")):
+        arguments["action_features"] = arguments["action_features"]()
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         check_kwargs(f"agent '{name}'", kwargs, [key for key in parameters if key not in offered or key in kwargs])
     try:

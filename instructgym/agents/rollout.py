@@ -21,14 +21,15 @@ class Rollout:
     Envs may have brought different numbers of transitions; those of one env are in the order of its steps, none left
     out. `obs` are flat, as the network saw them when it chose; `log_probs` are of the policy that chose. `next_values`
     are the values of the true successors (of the final observation where an episode ended, never of the reset that
-    followed). `learned` is False where a transition is not to be learned from: not `valid`, or too stale.
+    followed). Where the network has a memory, `obs` holds it beside the observation, as it was before the step.
+    `learned` is False where a transition is not to be learned from: not `valid`, or too stale.
     `infos` holds the vector env's infos batch by batch, if someone wants them.
     """
 
     num_envs: int
     rows: NDArray[np.int64]  # (M,): the env
     times: NDArray[np.int64]  # (M,): how many transitions of the env are before it in this rollout
-    obs: NDArray[np.float32]  # (M, D)
+    obs: NDArray[np.float32]  # (M, D), or (M, D + H) with a memory of H
     raw_obs: NDArray[np.float32]  # (M, D), before normalisation
     masks: NDArray[np.bool_]  # (M, A)
     actions: NDArray[np.int64]  # (M,), like all that follow
@@ -44,12 +45,12 @@ class Rollout:
     infos: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def empty(cls, size: int, num_envs: int, obs_dim: int, actions: int) -> Rollout:
+    def empty(cls, size: int, num_envs: int, obs_dim: int, actions: int, memory: int = 0) -> Rollout:
         return cls(
             num_envs=num_envs,
             rows=np.zeros(size, np.int64),
             times=np.zeros(size, np.int64),
-            obs=np.zeros((size, obs_dim), np.float32),
+            obs=np.zeros((size, obs_dim + memory), np.float32),
             raw_obs=np.zeros((size, obs_dim), np.float32),
             masks=np.ones((size, actions), bool),
             actions=np.zeros(size, np.int64),

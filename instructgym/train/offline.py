@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instructgym.agents import AGENTS, Agent, make_agent, save_agent
+from instructgym.agents import AGENTS, Agent, save_agent
 from instructgym.agents.offline.estimators import DEFAULT_ESTIMATOR, off_policy_values
 from instructgym.agents.offline.logs import LoggedEpisodes
 from instructgym.errors import ConfigError
 from instructgym.train.chains import DIGITS
 from instructgym.train.config import Config
 from instructgym.train.logged_chains import logged_episodes
-from instructgym.train.policies import AGENT, policy_named
+from instructgym.train.policies import AGENT, build_agent, policy_named
 from instructgym.train.run_folder import digest_files
 
 if TYPE_CHECKING:
@@ -127,14 +127,7 @@ def off_policy_table(
 def _learned(
     config: Config, runtime: Runtime, seeds: SeedSplit, folders: Sequence[Path | str] | Path | str
 ) -> tuple[Agent, LoggedEpisodes, dict[str, float]]:
-    agent = make_agent(
-        config.agent.name,
-        runtime.observer.space,
-        _discrete(len(runtime.action_set)),
-        kwargs=config.agent.kwargs,
-        seed=config.run.seed,
-        action_names=runtime.action_set.names,
-    )
+    agent = build_agent(config.agent.name, runtime, config.agent.kwargs, config.run.seed)
     learn_from = getattr(agent, "learn_from", None)
     if learn_from is None:
         able = [name for name in ("behaviour_cloning", "fitted_q") if name in AGENTS]
@@ -149,12 +142,6 @@ def _learned(
 def _save(agent: Agent, target: Path, runtime: Runtime) -> None:
     shutil.rmtree(target, ignore_errors=True)
     save_agent(agent, target, action_set_hash=runtime.action_set.hash, action_set_names=runtime.action_set.names)
-
-
-def _discrete(size: int) -> Any:
-    from gymnasium import spaces
-
-    return spaces.Discrete(size)
 
 
 def _listed(folders: Sequence[Path | str] | Path | str) -> list[Path | str]:

@@ -92,6 +92,7 @@ def build_agent(name: str, runtime: Runtime, kwargs: Mapping[str, Any], seed: in
         kwargs=kwargs,
         seed=seed,
         action_names=runtime.action_set.names,
+        action_features=lambda: runtime.action_features,
     )
 
 

@@ -16,6 +16,9 @@ from instructgym.train.config import ROLES, BudgetSection, Config, LLMSettings, 
 from instructgym.types import Sampling
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from instructgym.envs.dynamics import Dynamics
     from instructgym.envs.elimination import EliminationRules
     from instructgym.envs.observations import Observer
@@ -66,6 +69,18 @@ class Runtime:
 
         env = self.config.env
         return Observer(env.observation, self.action_set, env.horizon, encoder=self.encoder)
+
+    @cached_property
+    def action_features(self) -> NDArray[np.float32]:
+        """What is known of each operation, (A, E): the run's embedding of its name and description."""
+        from instructgym.llm_backends.portal import acquire_portal
+
+        portal = acquire_portal()
+        try:
+            texts = [f"{each.name.replace('_', ' ')}: {each.description}" for each in self.action_set.operations]
+            return portal.call(self.encoder.encode, texts)
+        finally:
+            portal.release()
 
     def settings(self, role: str) -> LLMSettings:
         return self.config.llm.for_role(role)

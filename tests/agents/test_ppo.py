@@ -6,6 +6,7 @@ import torch
 from gymnasium import spaces
 
 from instructgym.agents import PPO, PPOConfig, evaluate, row_rng
+from instructgym.agents.policy_gradient.minibatches import Minibatch
 from instructgym.errors import BackendError, ConfigError, UsageError
 
 from .toy_envs import Horizon, Identity, Masked, Mixed, Scripted, vector
@@ -194,10 +195,10 @@ def test_the_loss_equals_one_written_with_torch_distributions():
     actions = torch.tensor([int(rng.choice(np.flatnonzero(row))) for row in mask.numpy()])
     old, advantages, returns = (torch.tensor(rng.normal(size=rows), dtype=torch.float32) for _ in range(3))
     old = old * 0.2 - 1.0
-    packed = torch.cat([torch.from_numpy(obs), torch.stack([old, advantages, returns], dim=1)], dim=1)
-    loss, facts = ppo._loss(packed, actions, mask, report=True)
-
     logits, values = ppo.network.forward(torch.from_numpy(obs))
+    batch = Minibatch(logits, values, actions, mask, torch.stack([old, advantages, returns], dim=1))
+    loss, facts = ppo._loss(batch, report=True)
+
     distribution = torch.distributions.Categorical(logits=logits.masked_fill(~mask, -1e9))
     ratio = (distribution.log_prob(actions) - old).exp()
     surrogate = torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).mean()
@@ -216,16 +217,17 @@ def test_the_value_loss_is_clipped_around_the_values_of_the_rollout():
     env = Scripted(["go"])
     config = PPOConfig(clip_range_vf=0.2, vf_coef=2.0, normalize_advantage=False)
     ppo = zeroed(PPO(env.single_observation_space, env.single_action_space, config))
-    # columns: three of the observation, old log-probability, advantage, return, old value; the new values are 0
-    rows = torch.tensor(
+    # columns: old log-probability, advantage, return, old value; the new values are 0
+    columns = torch.tensor(
         [
-            [0.0, 0.0, 0.0, -np.log(3.0), 0.0, 1.0, 0.5],  # 0 - 0.5 is cut to -0.2: 0.3, an error of 0.7
-            [0.0, 0.0, 0.0, -np.log(3.0), 0.0, -1.0, 0.1],  # within: 0, an error of 1
-            [0.0, 0.0, 0.0, -np.log(3.0), 0.0, 0.5, -0.4],  # 0 + 0.4 is cut to 0.2: -0.2, an error of 0.7
+            [-np.log(3.0), 0.0, 1.0, 0.5],  # 0 - 0.5 is cut to -0.2: 0.3, an error of 0.7
+            [-np.log(3.0), 0.0, -1.0, 0.1],  # within: 0, an error of 1
+            [-np.log(3.0), 0.0, 0.5, -0.4],  # 0 + 0.4 is cut to 0.2: -0.2, an error of 0.7
         ],
         dtype=torch.float32,
     )
-    loss, facts = ppo._loss(rows, torch.tensor([0, 1, 2]), None, report=True)
+    logits, values = ppo.network.forward(torch.zeros(3, ppo.flatten.dim))
+    loss, facts = ppo._loss(Minibatch(logits, values, torch.tensor([0, 1, 2]), None, columns), report=True)
     assert float(facts["value_loss"]) == pytest.approx((0.49 + 1.0 + 0.49) / 3)
     assert float(loss.detach()) == pytest.approx(2.0 * (0.49 + 1.0 + 0.49) / 3, abs=1e-6)
 
@@ -250,11 +252,12 @@ def test_the_loss_holds_the_entropy_bonus_of_the_schedule():
     env = Scripted(["go"])
     config = PPOConfig(ent_coef=0.1, ent_schedule="linear", ent_coef_final=0.5, normalize_advantage=False)
     ppo = zeroed(PPO(env.single_observation_space, env.single_action_space, config))
-    row = torch.tensor([[0.0, 0.0, 0.0, -np.log(3.0), 0.0, 0.0]], dtype=torch.float32)
+    logits, values = ppo.network.forward(torch.zeros(1, ppo.flatten.dim))
+    batch = Minibatch(logits, values, torch.tensor([0]), None, torch.tensor([[-np.log(3.0), 0.0, 0.0]]).float())
     losses = []
     for ppo.num_steps in (0, 50, 100):
         ppo.schedule_end = 100
-        losses.append(float(ppo._loss(row, torch.tensor([0]), None, report=False)[0].detach()))
+        losses.append(float(ppo._loss(batch, report=False)[0].detach()))
     assert losses == pytest.approx([-0.1 * np.log(3.0), -0.3 * np.log(3.0), -0.5 * np.log(3.0)])
 
 

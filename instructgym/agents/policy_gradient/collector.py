@@ -44,10 +44,12 @@ class Collector:
         learner.restart(self.size)
         obs, infos = vector_env.reset(seed=learner.reset_seed)
         self._flat = np.array(learner.flatten(obs))  # (N, D): where each env stands, not normalised
+        self._memory = np.zeros((self.size, learner.memory), np.float32)  # (N, H): of the policy, before it chooses
         self._masks = np.ones((self.size, learner.actions), bool)
         self._see_masks(self._rows, infos)
         # The choice that each env is acting on:
-        self._seen = np.empty_like(self._flat)
+        self._seen = learner.see(self._flat, self._memory)
+        self._carried = self._memory.copy()  # its memory after the choice
         self._actions = np.zeros(self.size, np.int64)
         self._log_probs = np.zeros(self.size, np.float32)
         self._chosen_at = np.zeros(self.size, np.int64)  # number of updates before it
@@ -84,11 +86,13 @@ class Collector:
     def _choose(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Actions for these envs; what led to them is kept for `_record`."""
         learner = self.learner
-        seen, masks = learner.normalise(self._flat[rows]), self._masks[rows]
+        seen, masks = learner.see(self._flat[rows], self._memory[rows]), self._masks[rows]
         draws = uniforms(learner.seed, rows, learner.episodes[rows], self._steps[rows])
         actions, log_probs = learner.choose(seen, None if masks.all() else masks, draws)
         self._seen[rows], self._actions[rows], self._log_probs[rows] = seen, actions, log_probs
         self._chosen_at[rows] = learner.updates
+        if learner.memory:
+            self._carried[rows] = learner.next_memory(seen)
         return actions
 
     def _record(
@@ -109,9 +113,10 @@ class Collector:
         rollout.learned[part] = valid & (staleness <= learner.config.max_staleness)
         learner.record(rollout, part, rows, infos)
         cut = np.flatnonzero(truncated & ~terminated & valid).tolist()
-        finals = [(part.start + place, self._final(infos, place)) for place in cut]
+        finals = [(part.start + place, self._final(infos, place, rows[place])) for place in cut]
         self._count(rows, rewards, done, valid)
         self._flat[rows] = learner.flatten(obs)
+        self._memory[rows] = np.where(done[:, None], 0.0, self._carried[rows])
         self._see_masks(rows, infos)
         return finals
 
@@ -126,19 +131,21 @@ class Collector:
         learner = self.learner
         own = values(rollout.obs)
         # One line longer than the longest env: after an env's last transition comes the value of where it stands.
-        lines = np.tile(values(learner.normalise(self._flat)), (int(rollout.times.max()) + 2, 1))
+        standing = values(learner.see(self._flat, self._memory))
+        lines = np.tile(standing, (int(rollout.times.max()) + 2, 1))
         lines[rollout.times, rollout.rows] = own
         following = lines[rollout.times + 1, rollout.rows]
         if finals:
-            places, obs = zip(*finals, strict=True)
-            following[list(places)] = values(learner.normalise(np.concatenate(obs)))
+            places, seen = zip(*finals, strict=True)
+            following[list(places)] = values(np.concatenate(seen))
         return own, following
 
-    def _final(self, infos: dict[str, Any], place: int) -> NDArray[np.float32]:
-        """The flat final observation of a row of the batch that was truncated, (1, D)."""
+    def _final(self, infos: dict[str, Any], place: int, row: int) -> NDArray[np.float32]:
+        """What the network would have seen after a row of the batch that was truncated, (1, D + H)."""
         final = infos["final_obs"]
         single = {name: value[place] for name, value in final.items()} if isinstance(final, dict) else final[place]
-        return self.learner.flatten(stack_rows(self.learner.obs_space, [single]))
+        flat = self.learner.flatten(stack_rows(self.learner.obs_space, [single]))
+        return self.learner.see(flat, self._carried[[row]])
 
     def _count(
         self, rows: NDArray[np.int64], rewards: NDArray[Any], done: NDArray[np.bool_], valid: NDArray[np.bool_]

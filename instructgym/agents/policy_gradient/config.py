@@ -11,6 +11,8 @@ from instructgym.errors import ConfigError
 
 __all__ = ["LearnerConfig", "PPOConfig"]
 
+NETWORKS = ("mlp", "gru", "cross_attention")
+
 
 @dataclass(frozen=True)
 class LearnerConfig:
@@ -18,6 +20,11 @@ class LearnerConfig:
 
     `n_steps` is the rollout's length an env; `normalize_obs` is the clip, or True for `clip_obs`. `lr_schedule`
     "linear" falls to 0 over the steps of the `learn` call that starts it.
+
+    `network` is "mlp"; "gru", which has a memory of `memory_size` numbers and is learned in sequences of at most
+    `sequence_length` steps; or "cross_attention" (queries and keys of `attention_size`), which knows its operations by
+    their features, takes a Dict observation as it is, and can choose from operations that it was not trained on.
+    `net_arch` are the hidden layers of each.
 
     `collect` "sync" steps all envs together and repeats itself to the byte. "async" (`AsyncCollector`) takes whoever is
     ready, at least `min_ready` at a time (None: a quarter of the envs), does not learn from what was chosen more than
@@ -39,7 +46,11 @@ class LearnerConfig:
     normalize_obs: bool | float = False
     clip_obs: float = 10.0
     normalize_reward: bool = False
+    network: str = "mlp"
     net_arch: tuple[int, ...] = (64, 64)
+    memory_size: int = 64
+    sequence_length: int = 16
+    attention_size: int = 64
     adam_eps: float = 1e-5
     collect: str = "sync"
     min_ready: int | None = None
@@ -47,12 +58,21 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "net_arch", tuple(self.net_arch))
-        self._require_counts("n_steps", "batch_size")
+        self._require_counts("n_steps", "batch_size", "memory_size", "sequence_length")
         self._require_positive("learning_rate", "clip_obs", "adam_eps")
         self._require_shares("gamma", "gae_lambda")
         self._require_one_of("lr_schedule", "constant", "linear")
         self._require("normalize_obs", "false, true or a clip above 0", lambda v: isinstance(v, bool) or v > 0)
         self._require("net_arch", "sizes of at least 1", lambda v: all(isinstance(n, int) and n >= 1 for n in v))
+        self._require_one_of("network", *NETWORKS)
+        self._require(
+            "attention_size", "a multiple of 4 above 0", lambda v: isinstance(v, int) and v > 0 and v % 4 == 0
+        )
+        if self.network == "cross_attention":
+            self._require(
+                "normalize_obs", "false, since network = 'cross_attention' has a column an operation", _is_false
+            )
+            self._require("net_arch", "at least one layer, for network = 'cross_attention'", bool)
         self._require_one_of("collect", "sync", "async")
         self._require("max_staleness", "a whole number of at least 0", lambda v: isinstance(v, int) and v >= 0)
         if self.collect == "sync":
@@ -112,7 +132,8 @@ class LearnerConfig:
             self._require(name, "a number from 0 to 1", lambda v: 0 <= v <= 1)
 
     def _require_one_of(self, name: str, *values: str) -> None:
-        self._require(name, " or ".join(map(repr, values)), lambda v: v in values)
+        shown = [repr(value) for value in values]
+        self._require(name, f"{', '.join(shown[:-1])} or {shown[-1]}", lambda v: v in values)
 
 
 @dataclass(frozen=True)
@@ -150,3 +171,7 @@ class PPOConfig(LearnerConfig):
         if self.ent_schedule == "constant":
             self._require("ent_coef_final", "none, since ent_schedule = 'constant' stays", lambda v: v is None)
         self._require("ent_coef_final", "a number of at least 0, or none", lambda v: v is None or v >= 0)
+
+
+def _is_false(value: Any) -> bool:
+    return value is False

@@ -122,8 +122,8 @@ class CostRollout(Rollout):
     next_cost_values: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @classmethod
-    def empty(cls, size: int, num_envs: int, obs_dim: int, actions: int) -> CostRollout:
-        rollout = _with_costs(super().empty(size, num_envs, obs_dim, actions))
+    def empty(cls, size: int, num_envs: int, obs_dim: int, actions: int, memory: int = 0) -> CostRollout:
+        rollout = _with_costs(super().empty(size, num_envs, obs_dim, actions, memory))
         for name in ("costs", "cost_values", "next_cost_values"):
             setattr(rollout, name, np.zeros(size, np.float32))
         return rollout
@@ -155,11 +155,13 @@ class PPOLagrangian(PPO):
         action_space: Any,
         config: PPOLagrangianConfig | None = None,
         seed: int = 0,
+        *,
+        action_features: NDArray[np.float32] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(obs_space, action_space, config, seed, **options)
+        super().__init__(obs_space, action_space, config, seed, action_features=action_features, **options)
         own = self.config
-        self.cost_critic = make_critic(own, self.flatten.dim, derive_seed(seed, _COST))
+        self.cost_critic = make_critic(own, self.flatten.dim + self.memory, derive_seed(seed, _COST))
         self.cost_optimiser = Adam(self.cost_critic.flat.numel(), own.adam_eps)
         self.multiplier = Multiplier(
             limit=own.limit,
@@ -227,7 +229,7 @@ class PPOLagrangian(PPO):
         self._running, self._finished = np.zeros(num_envs), []
 
     def empty_rollout(self, size: int, num_envs: int) -> CostRollout:
-        return CostRollout.empty(size, num_envs, self.flatten.dim, self.actions)
+        return CostRollout.empty(size, num_envs, self.flatten.dim, self.actions, self.memory)
 
     def record(self, rollout: Rollout, part: slice, rows: NDArray[np.int64], infos: Mapping[str, Any]) -> None:
         rollout = _with_costs(rollout)

@@ -12,7 +12,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from instructgym.agents.policy_gradient.networks import make_network, masked_pro
 from instructgym.agents.rollout import Rollout, require_same_step
 from instructgym.agents.spaces import Flattener, num_actions
 from instructgym.errors import BackendError, ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from instructgym.agents.policy_gradient.networks import Network, RecurrentNetwork
 
 __all__ = ["ActorCriticLearner", "explained_variance"]
 
@@ -49,6 +52,7 @@ class ActorCriticLearner(Algorithm):
         action_space: of a single env; Discrete.
         config: the hyperparameters; or give them by name.
         seed: of weights and draws.
+        action_features: float32 (A, E), what is known of each action; for `network = "cross_attention"`.
         options: the fields of the config.
 
     Raises:
@@ -65,6 +69,8 @@ class ActorCriticLearner(Algorithm):
         action_space: spaces.Space[Any],
         config: LearnerConfig | None = None,
         seed: int = 0,
+        *,
+        action_features: NDArray[np.float32] | None = None,
         **options: Any,
     ) -> None:
         self.obs_space = obs_space
@@ -74,7 +80,10 @@ class ActorCriticLearner(Algorithm):
         self.seed = seed
         self.flatten = Flattener(obs_space)
         self.actions = num_actions(action_space)
-        self.network = make_network(config, self.flatten.dim, self.actions, derive_seed(seed, _WEIGHTS))
+        self.action_features = action_features
+        self.any_actions = config.network == "cross_attention"
+        self.network = self.make_network(derive_seed(seed, _WEIGHTS))
+        self.memory: int = getattr(self.network, "memory", 0)
         self.optimiser = Adam(self.network.flat.numel(), config.adam_eps)
         clip = config.obs_clip
         self.normaliser = None if clip is None else ObservationNormaliser(self.flatten.dim, clip)
@@ -95,6 +104,10 @@ class ActorCriticLearner(Algorithm):
             raise ConfigError(f"{cls.name}: config = {config!r}; expected a {cls.config_type.__name__}.")
         return config
 
+    def make_network(self, seed: int) -> Network:
+        """The policy and value to learn, its weights drawn by `seed`. A learner with another network overrides it."""
+        return make_network(self.config, self.obs_space, self.flatten.dim, self.actions, seed, self.action_features)
+
     # ------------------------------------------------------------------ acting
 
     def act(
@@ -106,34 +119,53 @@ class ActorCriticLearner(Algorithm):
         state: Any = None,
         deterministic: bool = False,
     ) -> Decision:
-        flat = self.normalise(self.flatten(obs))
+        seen = self._see(obs, state)
         draws = None if deterministic else first_uniforms(rng)
-        actions, log_probs = self.choose(flat, np.asarray(action_mask, bool), draws)
-        return Decision(actions, log_probs, self.network.values(flat), state)
+        actions, log_probs = self.choose(seen, np.asarray(action_mask, bool), draws)
+        return Decision(actions, log_probs, self.network.values(seen), self.next_memory(seen) if self.memory else state)
 
     def probabilities(
         self, obs: Any, *, action_mask: NDArray[np.bool_], state: Any = None, deterministic: bool = False
     ) -> tuple[NDArray[np.float64], Any]:
-        logits = self.network.logits(self.normalise(self.flatten(obs)))
-        probs = masked_probs(logits, np.asarray(action_mask, bool)).astype(np.float64)
+        seen = self._see(obs, state)
+        probs = masked_probs(self.network.logits(seen), np.asarray(action_mask, bool)).astype(np.float64)
+        following = self.next_memory(seen) if self.memory else state
         if deterministic:
-            return np.eye(self.actions)[probs.argmax(axis=1)], state
-        return probs / probs.sum(axis=1, keepdims=True), state
+            return np.eye(self.actions)[probs.argmax(axis=1)], following
+        return probs / probs.sum(axis=1, keepdims=True), following
 
     @property
     def reset_seed(self) -> int:
         """What the envs are reset with by a collector that starts now."""
         return derive_seed(self.seed, _RESET, self.num_steps)
 
+    def _see(self, obs: Any, state: Any) -> NDArray[np.float32]:
+        flat = self.flatten(obs)
+        return self.see(flat, np.zeros((len(flat), self.memory), np.float32) if state is None else state)
+
+    def see(self, flat: NDArray[np.float32], memory: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the network takes: flat observations (N, D) normalised, and beside them its memory (N, H) if it has one.
+
+        -> (N, D + H).
+        """
+        seen = self.normalise(flat)
+        return np.concatenate([seen, memory], axis=1) if self.memory else seen
+
+    def next_memory(self, seen: NDArray[np.float32]) -> NDArray[np.float32]:  # (N, D + H) -> (N, H)
+        """What the network carries on from what it saw; nothing if it has no memory."""
+        if not self.memory:
+            return np.zeros((len(seen), 0), np.float32)
+        return cast("RecurrentNetwork", self.network).next_memory(seen)
+
     def normalise(self, flat: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Flat observations (N, D) as the network sees them."""
+        """Flat observations (N, D) as z-scores, if the config wants them."""
         return flat if self.normaliser is None else self.normaliser(flat)
 
     def choose(
-        self, flat: NDArray[np.float32], mask: NDArray[np.bool_] | None, draws: NDArray[np.float64] | None
+        self, seen: NDArray[np.float32], mask: NDArray[np.bool_] | None, draws: NDArray[np.float64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Actions and their log-probabilities, each (N,). `draws` (N,) are uniform; None takes the mode."""
-        probs = masked_probs(self.network.logits(flat), mask)
+        probs = masked_probs(self.network.logits(seen), mask)
         actions = probs.argmax(axis=1) if draws is None else sample_categorical(probs, draws)
         return actions, np.log(probs[np.arange(len(probs)), actions])
 
@@ -247,7 +279,7 @@ class ActorCriticLearner(Algorithm):
 
     def empty_rollout(self, size: int, num_envs: int) -> Rollout:
         """Room for `size` transitions."""
-        return Rollout.empty(size, num_envs, self.flatten.dim, self.actions)
+        return Rollout.empty(size, num_envs, self.flatten.dim, self.actions, self.memory)
 
     def record(self, rollout: Rollout, part: slice, rows: NDArray[np.int64], infos: Mapping[str, Any]) -> None:
         """The transitions of `rows` are in `rollout[part]`; `infos` are the env's, for these rows."""
@@ -278,6 +310,8 @@ class ActorCriticLearner(Algorithm):
         parts = self._parts()
         state = {f"{part}.{name}": value for part, owner in parts.items() for name, value in owner.state_dict().items()}
         recent = np.array(self.recent_episodes, np.float64).reshape(-1, 2)
+        if self.any_actions and self.action_features is not None:
+            state["action_features"] = np.array(self.action_features, np.float32)
         return state | {
             "num_steps": self.num_steps,
             "updates": self.updates,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from instructgym.agents.policy_gradient.parameters import FlatParameters
 
-__all__ = ["ActorCritic", "ValueNetwork"]
+__all__ = ["ActorCritic", "Trunk", "ValueNetwork", "trunk_shapes"]
 
 
 class ActorCritic(FlatParameters):
@@ -25,8 +25,8 @@ class ActorCritic(FlatParameters):
 
     def __init__(self, obs_dim: int, actions: int, hidden: Sequence[int], seed: int) -> None:
         sizes = {"policy": [obs_dim, *hidden, actions], "value": [obs_dim, *hidden, 1]}
-        super().__init__({name: shape for trunk in sizes for name, shape in _shapes(trunk, sizes[trunk]).items()})
-        self._policy, self._value = (_Trunk(self.parameters, trunk, len(hidden)) for trunk in sizes)
+        super().__init__({name: shape for trunk in sizes for name, shape in trunk_shapes(trunk, sizes[trunk]).items()})
+        self._policy, self._value = (Trunk(self.parameters, trunk, len(hidden)) for trunk in sizes)
         generator = torch.Generator().manual_seed(seed)
         self._policy.initialise(generator, 0.01)
         self._value.initialise(generator, 1.0)
@@ -45,8 +45,8 @@ class ValueNetwork(FlatParameters):
     """A value function on its own: the value trunk of `ActorCritic`."""
 
     def __init__(self, obs_dim: int, hidden: Sequence[int], seed: int) -> None:
-        super().__init__(_shapes("value", [obs_dim, *hidden, 1]))
-        self._value = _Trunk(self.parameters, "value", len(hidden))
+        super().__init__(trunk_shapes("value", [obs_dim, *hidden, 1]))
+        self._value = Trunk(self.parameters, "value", len(hidden))
         self._value.initialise(torch.Generator().manual_seed(seed), 1.0)
 
     def forward(self, obs: Any) -> Any:  # (B, D) -> (B,), with gradients
@@ -56,8 +56,8 @@ class ValueNetwork(FlatParameters):
         return self._value.numpy(obs)[:, 0]
 
 
-class _Trunk:
-    """One MLP over named parameters, for torch and for numpy."""
+class Trunk:
+    """One MLP over named parameters (`trunk_shapes`), for torch and for numpy. The last axis is the features'."""
 
     def __init__(self, parameters: Mapping[str, Any], name: str, hidden: int) -> None:
         self._layers = [
@@ -85,7 +85,8 @@ class _Trunk:
         return np.asarray(x @ weight + bias, np.float32)
 
 
-def _shapes(trunk: str, sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
+def trunk_shapes(trunk: str, sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The parameters of a `Trunk` by name: from sizes[0] inputs to sizes[-1] outputs."""
     return {
         f"{trunk}.{layer}.{part}": shape
         for layer, (fan_in, fan_out) in enumerate(pairwise(sizes))

@@ -10,12 +10,25 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from instructgym.agents.policy_gradient.cross_attention import CrossAttentionActorCritic, ObservationParts
+from instructgym.agents.policy_gradient.gru import RecurrentActorCritic
 from instructgym.agents.policy_gradient.mlp import ActorCritic, ValueNetwork
+from instructgym.errors import ConfigError
 
 if TYPE_CHECKING:
+    from gymnasium import spaces
+
     from instructgym.agents.policy_gradient.config import LearnerConfig
 
-__all__ = ["Critic", "Network", "make_critic", "make_network", "masked_log_softmax", "masked_probs"]
+__all__ = [
+    "Critic",
+    "Network",
+    "RecurrentNetwork",
+    "make_critic",
+    "make_network",
+    "masked_log_softmax",
+    "masked_probs",
+]
 
 _ILLEGAL = -1e9
 """Logit of an illegal action: finite, so that no product with it is NaN, and its exponential is exactly 0."""
@@ -50,6 +63,21 @@ class Network(_Trainable, Protocol):
         """In numpy, for advantages."""
 
 
+class RecurrentNetwork(Network, Protocol):
+    """A network that carries `memory` numbers (H) from step to step; 0 where an episode starts.
+
+    The flat observation that the others see is here a row of D + H: the observation, and the memory before it.
+    """
+
+    memory: int
+
+    def next_memory(self, seen: NDArray[np.float32]) -> NDArray[np.float32]:  # (N, D + H) -> (N, H)
+        """In numpy, for acting: what is carried on."""
+
+    def unroll(self, obs: Any, memory: Any) -> tuple[Any, Any]:  # (C, T, D), (C, H) -> (C, T, A), (C, T)
+        """In torch, with gradients through time: C sequences of T steps, each from the memory before its first."""
+
+
 class Critic(_Trainable, Protocol):
     """A value function beside the network's own, of costs for instance."""
 
@@ -60,8 +88,32 @@ class Critic(_Trainable, Protocol):
         """In numpy, for advantages."""
 
 
-def make_network(config: LearnerConfig, obs_dim: int, actions: int, seed: int) -> Network:
-    """The network of a learner: every learner gets its own here, and asks nothing of it but `Network`."""
+def make_network(
+    config: LearnerConfig,
+    obs_space: spaces.Space[Any],
+    obs_dim: int,
+    actions: int,
+    seed: int,
+    action_features: NDArray[np.float32] | None,
+) -> Network:
+    """The network of a config, by `config.network`. A learner asks nothing of it but `Network`.
+
+    Raises `ConfigError` if the network needs another observation, or to know of the operations what is not given.
+    """
+    if config.network == "gru":
+        return RecurrentActorCritic(obs_dim, actions, config.net_arch, config.memory_size, seed)
+    if config.network == "cross_attention":
+        parts = ObservationParts.of(obs_space, actions)
+        if action_features is None:
+            raise ConfigError(
+                f"{config.agent}: network = 'cross_attention' knows its operations by their features, got none; pass "
+                f"action_features, float32 ({actions}, E)."
+            )
+        if len(action_features) != actions:
+            raise ConfigError(
+                f"{config.agent}: action_features of shape {np.shape(action_features)}; expected ({actions}, E)."
+            )
+        return CrossAttentionActorCritic(parts, action_features, config.net_arch, config.attention_size, seed)
     return ActorCritic(obs_dim, actions, config.net_arch, seed)
 
 

@@ -6,7 +6,8 @@ are GAE, normalised a minibatch. Names and defaults of the hyperparameters are S
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -14,8 +15,12 @@ from numpy.typing import NDArray
 
 from instructgym.agents.policy_gradient.config import LearnerConfig, PPOConfig
 from instructgym.agents.policy_gradient.learner import ActorCriticLearner, explained_variance
+from instructgym.agents.policy_gradient.minibatches import Minibatch, Minibatches, Rows, Sequences
 from instructgym.agents.policy_gradient.networks import masked_log_softmax
 from instructgym.agents.rollout import Rollout
+
+if TYPE_CHECKING:
+    from instructgym.agents.policy_gradient.networks import RecurrentNetwork
 
 __all__ = ["PPO"]
 
@@ -34,27 +39,19 @@ class PPO(ActorCriticLearner):
         advantages = rollout.advantages(config.gamma, config.gae_lambda)
         returns = advantages + rollout.values
         advantages = self.policy_advantages(rollout, advantages)
-        keep = rollout.learned
-        masks = None if rollout.masks[keep].all() else torch.from_numpy(rollout.masks[keep])
-        actions = torch.from_numpy(rollout.actions[keep])
-        # One row a transition, so that shuffling is one gather: observation, log-probability, advantage, return.
-        columns = [rollout.log_probs[keep], advantages[keep], returns[keep]]
+        # What `_loss` takes of each transition beside what the network says of it:
+        columns = [rollout.log_probs, advantages, returns]
         if config.clip_range_vf is not None:
-            columns.append(rollout.values[keep])
-        batch = torch.from_numpy(np.concatenate([rollout.obs[keep], np.stack(columns, axis=1)], axis=1))
-
+            columns.append(rollout.values)
+        batches = self.minibatches(rollout, columns)
         rate = self.learning_rate()
         epoch: list[dict[str, Any]] = []
         for number in range(config.n_epochs):
             epoch = []
-            order = self.shuffled(len(batch), number)
-            rows, chosen = batch[order], actions[order]
-            legal = None if masks is None else masks[order]
             stopped = False
-            for start in range(0, len(batch), config.batch_size):
-                part = slice(start, start + config.batch_size)
+            for batch in batches.epoch(partial(self.shuffled, epoch=number), config.batch_size):
                 report = config.target_kl is not None or number == config.n_epochs - 1
-                loss, facts = self._loss(rows[part], chosen[part], None if legal is None else legal[part], report)
+                loss, facts = self._loss(batch, report)
                 epoch.append(facts)
                 if config.target_kl is not None and float(facts["approx_kl"]) > 1.5 * config.target_kl:
                     stopped = True
@@ -64,6 +61,7 @@ class PPO(ActorCriticLearner):
                 self.optimiser.step(self.network.flat, self.network.grad, rate, config.max_grad_norm)
             if stopped:
                 break
+        keep = rollout.learned
         self.updates += 1
         means = {f"train/{name}": float(torch.stack([facts[name] for facts in epoch]).mean()) for name in epoch[0]}
         scheduled = {"train/ent_coef": self.entropy_coefficient()} if config.ent_schedule != "constant" else {}
@@ -76,6 +74,13 @@ class PPO(ActorCriticLearner):
                 "train/n_updates": float(self.optimiser.steps),
             }
         )
+
+    def minibatches(self, rollout: Rollout, columns: list[NDArray[np.float32]]) -> Minibatches:
+        """What an update goes through; `columns` are of the rollout's transitions, each (M,)."""
+        if self.memory:
+            network = cast("RecurrentNetwork", self.network)
+            return Sequences(network, rollout, columns, self.config.sequence_length)
+        return Rows(self.network, rollout, columns)
 
     def policy_advantages(self, rollout: Rollout, advantages: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the policy climbs, (M,), from the advantages of the rewards, (M,): these."""
@@ -90,21 +95,20 @@ class PPO(ActorCriticLearner):
         first, last = self.config.ent_coef, self.config.ent_coef_final or 0.0
         return first if self.config.ent_schedule == "constant" else last + (first - last) * self.remaining
 
-    def _loss(self, rows: Any, actions: Any, mask: Any | None, report: bool) -> tuple[Any, dict[str, Any]]:
+    def _loss(self, batch: Minibatch, report: bool) -> tuple[Any, dict[str, Any]]:
         """The loss of a minibatch, and what is reported of it (a fifth of its time, so only where it is asked for)."""
         config = self.config
-        width = self.flatten.dim
-        old_log_probs, advantages, returns = rows[:, width], rows[:, width + 1], rows[:, width + 2]
-        logits, values = self.network.forward(rows[:, :width])
-        log_probs = masked_log_softmax(logits, mask)
-        log_ratio = log_probs.gather(1, actions.unsqueeze(1)).squeeze(1) - old_log_probs
+        old_log_probs, advantages, returns = batch.columns[:, 0], batch.columns[:, 1], batch.columns[:, 2]
+        values = batch.values
+        log_probs = masked_log_softmax(batch.logits, batch.mask)
+        log_ratio = log_probs.gather(1, batch.actions.unsqueeze(1)).squeeze(1) - old_log_probs
         ratio = log_ratio.exp()
         if config.normalize_advantage and len(advantages) > 1:
             advantages = self.normalise_advantages(advantages)
         clipped = ratio.clamp(1.0 - config.clip_range, 1.0 + config.clip_range)
         policy_loss = -torch.minimum(advantages * ratio, advantages * clipped).mean()
         if config.clip_range_vf is not None:
-            old_values = rows[:, width + 3]
+            old_values = batch.columns[:, 3]
             values = old_values + (values - old_values).clamp(-config.clip_range_vf, config.clip_range_vf)
         value_loss = torch.nn.functional.mse_loss(values, returns)
         loss = policy_loss + config.vf_coef * value_loss

@@ -61,6 +61,7 @@ class TRPOConfig(LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require("network", "'mlp' or 'cross_attention': its step does not go through time", lambda v: v != "gru")
         self._require_counts("cg_max_steps", "line_search_max_iter", "n_critic_updates")
         self._require_positive("target_kl", "cg_damping")
         self._require_not_negative("value_l2")
