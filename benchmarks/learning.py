@@ -62,7 +62,7 @@ def parts() -> tuple[Dynamics, Observer]:
         horizon=config.env.horizon,
         penalty=config.env.penalty,
     )
-    return dynamics, Observer("flat", action_set, config.env.horizon, encoder=encoder)
+    return dynamics, Observer(config.env.observation, action_set, config.env.horizon, encoder=encoder)
 
 
 async def grow(state: State, draw: int) -> Tree:
@@ -150,7 +150,13 @@ def trained(train: tuple[Seed, ...], seed: int, steps: int) -> Any:
     config = load_config("quickstart")
     env = InstructionEvolutionVectorEnv(
         config.train.num_envs,
-        EnvConfig(seeds=train, reward=config.reward.spec, encoder=config.env.encoder, run_seed=seed),
+        EnvConfig(
+            seeds=train,
+            reward=config.reward.spec,
+            encoder=config.env.encoder,
+            observation=config.env.observation,
+            run_seed=seed,
+        ),
     )
     try:
         agent = make_agent(

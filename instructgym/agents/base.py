@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from instructgym.agents.draws import row_rng
 from instructgym.errors import UsageError
+from instructgym.types import Usage
 
 __all__ = ["Agent", "Algorithm", "Decision", "OfflineAlgorithm", "Progress", "row_rng"]
 
@@ -21,12 +22,16 @@ Progress = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Decision:
-    """What an agent chose for N rows. `log_prob` and `value` are float32 (N,) where the agent has them."""
+    """What an agent chose for N rows. `log_prob` and `value` are float32 (N,) where the agent has them.
+
+    `usage` are the tokens that it cost to choose, of an agent that asks an LLM.
+    """
 
     actions: NDArray[np.int64]
     log_prob: NDArray[np.float32] | None = None
     value: NDArray[np.float32] | None = None
     state: Any = None
+    usage: Usage = field(default_factory=Usage)
 
 
 class Agent:
@@ -35,10 +40,26 @@ class Agent:
     An agent whose choices hang on no observation says so (`observes`), and a runner may then pass (N, 0) arrays: making
     an observation costs an embedding. One that knows operations by their features or their words says so, too
     (`any_actions`): it can choose from others than it was trained on.
+
+    `observation` is the kind of observation that it reads, and `observation_tokenizer` whose tokens, None: the run's.
+    Who has to know it before the agent is made asks `reads`. `counts` end in a run's results.
     """
 
     name: str = "agent"
     observes: bool = True
+    observation: str | None = None
+    observation_tokenizer: str | None = None
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How often what happened when it chose, by name; empty where there is nothing to tell."""
+        return {}
+
+    @classmethod
+    def reads(cls, kwargs: Mapping[str, Any]) -> tuple[str | None, str | None]:
+        """`observation` and `observation_tokenizer` of an agent that is made with these arguments."""
+        return cls.observation, cls.observation_tokenizer
+
     any_actions: bool = False
 
     def act(

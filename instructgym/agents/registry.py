@@ -19,9 +19,9 @@ from instructgym.errors import ConfigError
 from instructgym.llm_backends.base import LLM
 from instructgym.plugins import is_file_reference, load_from_file, nearest
 
-__all__ = ["AGENTS", "AgentInfo", "Origin", "Task", "agent_names", "make_agent", "options_of"]
+__all__ = ["AGENTS", "AgentInfo", "Origin", "Task", "agent_names", "agent_type", "make_agent", "options_of"]
 
-_OFFERED = ("obs_space", "action_space", "seed", "action_names", "action_features", "llm")
+_OFFERED = ("obs_space", "action_space", "seed", "action_names", "action_features", "action_descriptions", "llm")
 ENTRY_POINT_GROUP = "instructgym.agents"
 
 
@@ -110,6 +110,18 @@ AGENTS: dict[str, AgentInfo] = {
             made_by="instructgym.agents.policy_gradient.ppo:PPO",
         ),
         AgentInfo(
+            "lm",
+            "a language model that reads the instruction and its history, learned by our PPO",
+            learns=True,
+            made_by="instructgym.agents.language_model.agent:LMInstructor",
+        ),
+        AgentInfo(
+            "llm",
+            "a chat model that chooses by answering with an operation's name",
+            takes="MODEL",
+            made_by="instructgym.agents.language_model.prompted:PromptedInstructor",
+        ),
+        AgentInfo(
             "ppo_lagrangian",
             "our PPO under a limit on the mean cost of an episode",
             learns=True,
@@ -154,6 +166,7 @@ def make_agent(
     seed: int = 0,
     action_names: Sequence[str] = (),
     action_features: ActionFeatures | None = None,
+    action_descriptions: Sequence[str] = (),
     llm: Callable[[str], LLM] | None = None,
 ) -> Agent:
     """The agent of that name.
@@ -164,17 +177,19 @@ def make_agent(
         obs_space: of a single env.
         action_space: of a single env; Discrete.
         kwargs: go to the agent's constructor. A user's class gets them too, and of `obs_space`, `action_space`,
-            `seed`, `action_names`, `action_features` and `llm` those that its constructor names. What follows the
-            colon of a name that takes something is the argument `model`.
+            `seed`, `action_names`, `action_features`, `action_descriptions` and `llm` those that its constructor
+            names. What follows the colon of a name that takes something is the argument `model`.
         action_names: the operations' names in the order of the actions.
         action_features: for agents that are to choose from operations that they were not trained on.
+        action_descriptions: what the operations do, in the same order.
         llm: gives the chat model of a name, in the role of the instructor.
 
     Raises:
         ConfigError: an unknown name, operation or argument (with the nearest one), or something that is no agent.
     """
     given = dict(kwargs or {})
-    things = (obs_space, action_space, seed, tuple(action_names), action_features, llm)
+    descriptions = tuple(action_descriptions)
+    things = (obs_space, action_space, seed, tuple(action_names), action_features, descriptions, llm)
     offered = dict(zip(_OFFERED, things, strict=True))
     agent = _build(name, given, offered)
     agent.origin = Origin(name, given, seed, obs_space, action_space)  # type: ignore[attr-defined]
@@ -184,6 +199,20 @@ def make_agent(
 def agent_names() -> tuple[str, ...]:
     """The names that `make_agent` knows: the package's own, then those of installed packages."""
     return (*AGENTS, *sorted(set(_installed()) - set(AGENTS)))
+
+
+def agent_type(name: str) -> Any:
+    """The class, factory or instance that `make_agent` makes an agent of, for what it says before it is made.
+
+    None where that is a matter of the name alone. Raises `ConfigError` for a file that cannot be read.
+    """
+    if is_file_reference(name):
+        return load_from_file(name)
+    info = AGENTS.get(name) or AGENTS.get(name.partition(":")[0])
+    if info is not None:
+        return _load(info.made_by) if info.made_by else None
+    installed = _installed()
+    return installed[name].load() if name in installed else None
 
 
 def options_of(name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -144,8 +145,12 @@ def _describe_own(name: str) -> None:
     own = load_action_set(name) if name.endswith("+stop") else load_from_file(name)
     if isinstance(own, ActionSet):
         _print_action_set(own)
+        print_text()
+        print_text(f"in a config: env.action_set = {json.dumps(name, ensure_ascii=False)}", indent=2)
     else:
         _print_object(own)
+        for line in _in_a_config(name, own):
+            print_text(line, indent=2)
 
 
 def _print_object(found: Any) -> None:
@@ -158,6 +163,30 @@ def _print_object(found: Any) -> None:
         return
     for parameter in parameters:
         print_text(f"  {parameter}", indent=2)
+
+
+def _in_a_config(name: str, found: Any) -> list[str]:
+    """How a config names an object of the user's own: as an agent or as a reward."""
+    import inspect
+
+    from instructgym.agents.base import Agent, Algorithm
+    from instructgym.rewards.base import Reward
+
+    made = inspect.isclass(found)
+    kind = found if made else type(found)
+    quoted = json.dumps(name, ensure_ascii=False)
+    options = ", agent.kwargs.OPTION = VALUE" if made else ""
+    if issubclass(kind, Algorithm):
+        return [f"in a config: agent.name = {quoted}{options}"]
+    if issubclass(kind, Agent):
+        table = [f"its options, in a config: agents.{quoted}.OPTION = VALUE"] if made else []
+        return [f"does not learn; in a config: evolve.policy = {quoted}, or among evaluate.policies", *table]
+    if made and not issubclass(kind, Reward):
+        return ["in a config: nothing; expected an Agent, a Reward, a function, or an ActionSet"]
+    if issubclass(kind, Reward) or callable(found):
+        own = f", reward.kwargs.{quoted}.OPTION = VALUE" if made else ""
+        return [f"in a config: reward.terms.{quoted} = WEIGHT{own}"]
+    return ["in a config: nothing; expected an Agent, a Reward, a function, or an ActionSet"]
 
 
 def _rewards() -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgym.cli.tables import print_table
+from instructgym.cli.tables import print_table, print_text
 from instructgym.errors import RunFolderError
 
 __all__ = ["chosen_policies", "interval", "print_policies", "read_json", "read_lines"]
@@ -53,7 +53,13 @@ def chosen_policies(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def print_policies(evaluation: Mapping[str, Any], names: Sequence[str], *, title: str, simulated: bool) -> None:
-    """The table of policies; its caption says what was measured, and that simulated text is simulated."""
+    """The table of policies; its caption says what was measured, and that simulated text is simulated.
+
+    A line instead where nothing was compared.
+    """
+    if not names:
+        print_text("Policies: none was compared (evaluate.policies is empty).")
+        return
     best = evaluation.get("best_fixed")
     rows = []
     for name in names:

@@ -226,6 +226,9 @@ def _compare_policies(folders: tuple[Path, Path], names: tuple[str, str]) -> Non
         print_text(f"No policies to compare: {' and '.join(missing)} did not come to stage 'evaluate'.")
         return
     order = list(dict.fromkeys(name for evaluation in evaluations for name in chosen_policies(evaluation)))
+    if not order:
+        print_text("No policies to compare: evaluate.policies is empty in both.")
+        return
     rows = []
     for policy in order:
         cells = [policy]

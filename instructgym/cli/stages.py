@@ -93,6 +93,7 @@ def run(
 
 
 def train(
+    context: typer.Context,
     config: ConfigArgument = "quickstart",
     seeds: SeedsOption = None,
     out: OutOption = None,
@@ -114,13 +115,27 @@ def train(
             "[agents: fitted_q (default), behaviour_cloning]",
         ),
     ] = None,
+    learn_on: Annotated[
+        bool,
+        typer.Option(
+            "--continue",
+            help="Let the agent that is trained in the run's folder learn train.steps (or train.calls) more.",
+        ),
+    ] = False,
     retry_failed: RetryFailedOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """Train an instructor.
 
-    `evolve --policy DIR` takes the folder that it is saved in.
+    `evolve --policy DIR` takes the folder that it is saved in. `train DIR --continue` goes on from there; what was
+    made with the agent before is then out of date, and the next `run` makes it again.
     """
+    if learn_on and from_ledger:
+        from instructgym.errors import ConfigError
+
+        raise ConfigError("--continue and --from-ledger exclude each other: an agent learns from logs all at once.")
+    if learn_on and out is not None and (out / "config.toml").is_file() and not _is_given(context, "config"):
+        config = str(out)  # what is trained there says how
     if from_ledger:
         given = _learning_from(from_ledger, config, given)
     resolved = resolve(
@@ -137,7 +152,7 @@ def train(
         concurrency=concurrency,
         given=given,
     )
-    _run(resolved, out or _default_folder(config), ("train",), retry_failed, dry_run)
+    _run(resolved, out or _default_folder(config), ("train",), retry_failed, dry_run, learn_on)
 
 
 def _learning_from(folders: Sequence[Path], config: str, given: list[str] | None) -> list[str]:
@@ -148,6 +163,11 @@ def _learning_from(folders: Sequence[Path], config: str, given: list[str] | None
     online = name in AGENTS and "offline" not in AGENTS[name].made_by
     own = ["agent.name=fitted_q", "agent.kwargs={}"] if online and not _sets_agent(given) else []
     return [*own, *(given or []), f"train.logs={json.dumps([str(folder) for folder in folders])}"]
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _sets_agent(given: Sequence[str] | None) -> bool:
@@ -291,7 +311,14 @@ def _continue(folder: Path, given: list[str] | None, stages: Sequence[str], retr
     _run(resolve(str(folder), given=given), folder, stages, retry_failed)
 
 
-def _run(config: Config, folder: Path, stages: Sequence[str], retry_failed: bool, dry_run: bool = False) -> None:
+def _run(
+    config: Config,
+    folder: Path,
+    stages: Sequence[str],
+    retry_failed: bool,
+    dry_run: bool = False,
+    learn_on: bool = False,
+) -> None:
     """Run `stages`, show how it went, and end with the run's exit code."""
     from instructgym.cli.progress import open_progress
     from instructgym.train import pipeline
@@ -306,7 +333,12 @@ def _run(config: Config, folder: Path, stages: Sequence[str], retry_failed: bool
     gc.set_threshold(50_000, 20, 50)
     with open_progress() as progress:
         result = pipeline.run(
-            config, folder, stages=stages or pipeline.ALL, progress=progress, retry_failed=retry_failed
+            config,
+            folder,
+            stages=stages or pipeline.ALL,
+            progress=progress,
+            retry_failed=retry_failed,
+            continue_training=learn_on,
         )
     _conclude(result, config)
     if result.lost:

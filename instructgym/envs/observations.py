@@ -1,10 +1,10 @@
-"""What the instructor sees of a state, in four modes. Nothing here knows what the expert will do."""
+"""What the instructor sees of a state, in six modes. Nothing here knows what the expert will do."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -14,6 +14,7 @@ from instructgym.envs.dynamics import State
 from instructgym.envs.operations import ActionSet
 from instructgym.errors import ConfigError
 from instructgym.llm_backends.base import is_instant
+from instructgym.llm_backends.tokenizing import ByteTokenizer, Tokenizer
 from instructgym.metrics.surface import SURFACE_FEATURES, surface_features
 from instructgym.metrics.text import count_words
 from instructgym.plugins import nearest
@@ -21,31 +22,14 @@ from instructgym.rewards.encoders.base import Encoder
 
 __all__ = ["OBSERVATION_MODES", "ByteTokenizer", "Observer", "Tokenizer"]
 
-OBSERVATION_MODES = ("flat", "dict", "tokens", "last_operation")
-EMBEDDING_MODES = ("flat", "dict")
+OBSERVATION_MODES = ("flat", "dict", "features", "features_dict", "tokens", "last_operation")
+EMBEDDING_MODES = ("flat", "dict", "features", "features_dict")
+"""Modes that need an encoder; the last two for its cosines alone."""
 _LOG_RATIO_BOUND = 3.0  # a text 20 times as long as its seed looks like any longer one
 _SCALAR_LOW = np.array([0.0, -_LOG_RATIO_BOUND, -1.0, -1.0, 0.0], dtype=np.float32)
 _SCALAR_HIGH = np.array([1.0, _LOG_RATIO_BOUND, 1.0, 1.0, 1.0], dtype=np.float32)
 
 Vector = NDArray[np.float32]
-
-
-class Tokenizer(Protocol):
-    """What mode ``tokens`` needs: a tokenizer of transformers or tokenizers fits, wrapped if need be."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    def encode(self, text: str) -> Sequence[int]: ...
-
-
-class ByteTokenizer:
-    """UTF-8 bytes, moved up by one; 0 is left to padding."""
-
-    vocab_size = 257
-
-    def encode(self, text: str) -> Sequence[int]:
-        return [byte + 1 for byte in text.encode("utf-8", "surrogatepass")]
 
 
 class Observer:
@@ -59,8 +43,12 @@ class Observer:
       operation one-hot. "Parent" is the text before the last step.
     - ``dict``: ``embedding`` Box (D,), ``shift`` Box (D,), ``scalars`` Box (5,), ``surface``
       MultiBinary (S), ``counts`` Box (A,), ``used`` MultiBinary (A), ``last_operation`` Discrete (A + 1; A = none yet).
-    - ``tokens``: ``ids`` Box int64 (L,), ``mask`` Box int64 (L,) of the instruction with its input, cut at L tokens
-      and padded with 0 on the right, and ``step`` Discrete (horizon + 1).
+    - ``features`` and ``features_dict``: the same without ``embedding`` and ``shift``. A policy that sees embeddings of
+      a hundred seeds learns the seeds by heart; without them it has to learn what texts have in common
+      (docs/experiments.md has the numbers).
+    - ``tokens``: ``history`` MultiDiscrete (horizon,), the operations chosen so far (A = none yet); ``ids`` Box int64
+      (L,), ``mask`` Box int64 (L,) of the instruction with its input, cut at L tokens and padded with 0 on the right,
+      and ``step`` Discrete (horizon + 1).
     - ``last_operation``: Box float32 (A,): one-hot, zeros at reset.
 
     An eliminated step's operation counts as the last one. Raises `ConfigError` for an unknown mode.
@@ -92,8 +80,12 @@ class Observer:
             self._observe, self.space = self._flat, _flat_space(dim, len(action_set))
         elif mode == "dict":
             self._observe, self.space = self._dict, _dict_space(dim, len(action_set))
+        elif mode == "features":
+            self._observe, self.space = self._features, _features_space(len(action_set))
+        elif mode == "features_dict":
+            self._observe, self.space = self._features_dict, _dict_space(None, len(action_set))
         elif mode == "tokens":
-            self._observe, self.space = self._tokens, _tokens_space(self._tokenizer, length, horizon)
+            self._observe, self.space = self._tokens, _tokens_space(self._tokenizer, length, horizon, len(action_set))
         else:
             self._observe, self.space = self._last_operation, _unit_box(0.0, len(action_set))
 
@@ -108,19 +100,32 @@ class Observer:
 
     async def _flat(self, state: State) -> Vector:
         embedding, shift, scalars = await self._embed(state)
+        return np.concatenate((embedding, shift, *self._facts(state, scalars)))
+
+    async def _features(self, state: State) -> Vector:
+        _, _, scalars = await self._embed(state)
+        return np.concatenate(self._facts(state, scalars))
+
+    def _facts(self, state: State, scalars: Vector) -> tuple[Vector, ...]:
         surface = _surface(state).astype(np.float32)
-        return np.concatenate((embedding, shift, scalars, surface, self._counts(state), self._one_hot(state)))
+        return scalars, surface, self._counts(state), self._one_hot(state)
 
     async def _dict(self, state: State) -> dict[str, Any]:
         embedding, shift, scalars = await self._embed(state)
+        facts = self._named_facts(state, scalars) | {"embedding": embedding, "shift": shift}
+        return {name: facts[name] for name in sorted(facts)}
+
+    async def _features_dict(self, state: State) -> dict[str, Any]:
+        _, _, scalars = await self._embed(state)
+        return self._named_facts(state, scalars)
+
+    def _named_facts(self, state: State, scalars: Vector) -> dict[str, Any]:
         counts = self._counts(state)
         last = state.history[-1].operation if state.history else None
         return {
             "counts": counts,
-            "embedding": embedding,
             "last_operation": np.int64(len(self._index) if last is None else self._index[last]),
             "scalars": scalars,
-            "shift": shift,
             "surface": _surface(state),
             "used": (counts > 0).astype(np.int8),
         }
@@ -131,7 +136,9 @@ class Observer:
         mask = np.zeros(self._length, dtype=np.int64)
         ids[: len(found)] = found
         mask[: len(found)] = 1
-        return {"ids": ids, "mask": mask, "step": np.int64(state.step)}
+        history = np.full(self._horizon, len(self._index), dtype=np.int64)
+        history[: len(state.history)] = [self._index[transition.operation] for transition in state.history]
+        return {"history": history, "ids": ids, "mask": mask, "step": np.int64(state.step)}
 
     async def _last_operation(self, state: State) -> Vector:
         return self._one_hot(state)
@@ -185,31 +192,41 @@ def _surface(state: State) -> NDArray[np.int8]:
 
 
 def _flat_space(dim: int, actions: int) -> spaces.Box:
-    binary = len(SURFACE_FEATURES) + 2 * actions
-    low = np.concatenate((np.full(dim, -1.0), np.full(dim, -2.0), _SCALAR_LOW, np.zeros(binary)))
-    high = np.concatenate((np.full(dim, 1.0), np.full(dim, 2.0), _SCALAR_HIGH, np.ones(binary)))
+    facts = _features_space(actions)
+    low = np.concatenate((np.full(dim, -1.0), np.full(dim, -2.0), facts.low))
+    high = np.concatenate((np.full(dim, 1.0), np.full(dim, 2.0), facts.high))
     return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
 
-def _dict_space(dim: int, actions: int) -> spaces.Dict:
+def _features_space(actions: int) -> spaces.Box:
+    binary = len(SURFACE_FEATURES) + 2 * actions
+    low, high = np.concatenate((_SCALAR_LOW, np.zeros(binary))), np.concatenate((_SCALAR_HIGH, np.ones(binary)))
+    return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+
+
+def _dict_space(dim: int | None, actions: int) -> spaces.Dict:
+    """With embeddings of `dim`, or without."""
+    embeddings: dict[str, spaces.Space[Any]] = {}
+    if dim is not None:
+        embeddings = {"embedding": _unit_box(-1.0, dim), "shift": spaces.Box(-2.0, 2.0, (dim,), np.float32)}
     return spaces.Dict(
         {
+            **embeddings,
             "counts": _unit_box(0.0, actions),
-            "embedding": _unit_box(-1.0, dim),
             "last_operation": spaces.Discrete(actions + 1),
             "scalars": spaces.Box(_SCALAR_LOW, _SCALAR_HIGH, dtype=np.float32),
-            "shift": spaces.Box(-2.0, 2.0, (dim,), np.float32),
             "surface": spaces.MultiBinary(len(SURFACE_FEATURES)),
             "used": spaces.MultiBinary(actions),
         }
     )
 
 
-def _tokens_space(tokenizer: Tokenizer, length: int, horizon: int) -> spaces.Dict:
+def _tokens_space(tokenizer: Tokenizer, length: int, horizon: int, actions: int) -> spaces.Dict:
     if length < 1:
         raise ConfigError(f"observation_length = {length}; expected 1 or more tokens.")
     return spaces.Dict(
         {
+            "history": spaces.MultiDiscrete([actions + 1] * horizon),
             "ids": spaces.Box(0, tokenizer.vocab_size - 1, (length,), np.int64),
             "mask": spaces.Box(0, 1, (length,), np.int64),
             "step": spaces.Discrete(horizon + 1),

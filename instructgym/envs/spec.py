@@ -45,7 +45,8 @@ class EnvConfig:
     Attributes:
         action_set: a name, ``file.py:NAME`` (see `load_action_set`) or an `ActionSet`.
         with_stop: add the operation `stop`, which ends the episode.
-        observation: ``flat``, ``dict``, ``tokens`` or ``last_operation`` (see `Observer`).
+        observation: ``flat``, ``dict``, ``features``, ``features_dict``, ``tokens`` or ``last_operation`` (see
+            `Observer`).
         observation_length: tokens in mode ``tokens``.
         tokenizer: for mode ``tokens``; None is bytes.
         reward: a name or ``file.py:NAME``, names with weights (see `make_reward`; the key ``gate``: a rewrite that is
@@ -132,7 +133,7 @@ class EnvConfig:
 
     @property
     def embeds(self) -> bool:
-        """True if the observation holds embeddings, so that the encoder decides its shape."""
+        """True if the observation is made with the encoder."""
         return self.observation in EMBEDDING_MODES
 
     def _check_llm(self, role: str, value: object) -> None:

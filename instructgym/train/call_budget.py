@@ -6,21 +6,13 @@ take whole rollouts. So an agent learns in segments, each as long as it can be w
 
 from __future__ import annotations
 
-import inspect
-import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from instructgym.agents.base import Algorithm, Progress
 from instructgym.errors import ConfigError
 from instructgym.train.watched_env import CallsSpent, WatchedVectorEnv
 
-if TYPE_CHECKING:
-    from instructgym.agents.sb3 import SB3Agent
-
 __all__ = ["learn_within", "steps_within"]
-
-_SB3_ROLLOUT = 2048
-"""The transitions of a rollout that `SB3Agent` aims at, at most, where nobody says `n_steps`."""
 
 
 def learn_within(
@@ -37,58 +29,42 @@ def learn_within(
     if calls is None:
         agent.learn(env, steps, progress=progress)
         return
-    left = steps
+    left, began, reports = steps, agent.num_steps, 0
+
+    def told(steps: int, metrics: dict[str, float]) -> None:
+        nonlocal reports
+        reports += 1
+        if progress is not None:
+            progress(steps, metrics)
+
     while True:
         wanted = steps_within(agent, min(left, calls - env.calls), env.num_envs)
         before = env.steps
-        if wanted <= 0:
-            if before == 0:
+        cut_off = False
+        if wanted > 0:
+            try:
+                agent.learn(env, wanted, progress=told)
+            except CallsSpent:
+                cut_off = True
+        if wanted <= 0 or cut_off:
+            if before == 0 and agent.num_steps == began and not reports:
                 raise ConfigError(
                     f"agent '{agent.name}' takes more than train.calls = {calls} steps at a time; expected at least "
                     f"one rollout of {env.num_envs} envs. Raise the calls, or lower its n_steps or train.num_envs."
                 )
             return
-        try:
-            agent.learn(env, wanted, progress=progress)
-        except CallsSpent:
-            return
         left -= env.steps - before
-        if env.steps == before:
+        if env.steps == before or (_stops_early(agent) and env.steps - before < wanted):
             return
+
+
+def _stops_early(agent: Algorithm) -> bool:
+    """True if a user's callback may have ended learning; it is not begun again then."""
+    kwargs = getattr(agent, "kwargs", None)
+    return isinstance(kwargs, Mapping) and bool(kwargs.get("callbacks"))
 
 
 def steps_within(agent: Algorithm, bound: int, num_envs: int) -> int:
     """The largest number of environment steps up to `bound` that ``agent.learn`` takes without taking more."""
-    if not agent.name.startswith("sb3:"):
-        return bound // num_envs * num_envs
-    from instructgym.agents.sb3 import SB3Agent
-
-    if not isinstance(agent, SB3Agent):
-        return bound // num_envs * num_envs
-    return _sb3_steps(agent, bound, num_envs)
-
-
-def _sb3_steps(agent: SB3Agent, bound: int, num_envs: int) -> int:
-    """Whole rollouts. A first `learn` without `n_steps` chooses it by its length, in whole minibatches."""
-    parameters = inspect.signature(agent.algorithm).parameters
-
-    def argument(name: str) -> int:
-        value = agent.kwargs.get(name, parameters[name].default)
-        return value if isinstance(value, int) and value > 0 else 1
-
-    if "train_freq" in parameters:
-        unit = argument("train_freq") * num_envs
-    elif "n_steps" in parameters and agent.num_steps > 0:
-        unit = int(agent.model.n_steps) * num_envs
-    elif "n_steps" in parameters and ("n_steps" in agent.kwargs or "batch_size" not in parameters):
-        unit = argument("n_steps") * num_envs
-    elif "n_steps" in parameters:
-        batch = argument("batch_size")
-        unit = math.lcm(batch, num_envs)
-        steps = bound // unit * unit
-        while steps > 0 and steps % (unit * -(-steps // _SB3_ROLLOUT)):  # unequal rollouts would be rounded up
-            steps -= unit
-        return steps
-    else:
-        unit = num_envs
-    return bound // unit * unit
+    own = getattr(agent, "steps_within", None)
+    return int(own(bound, num_envs)) if callable(own) else bound // num_envs * num_envs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,14 +13,16 @@ import numpy as np
 from instructgym.agents.base import Agent, row_rng
 from instructgym.envs.dynamics import Dynamics, Outcome
 from instructgym.envs.observations import Observer
+from instructgym.errors import BackendError
 from instructgym.train.bounded import ENDS_THE_RUN, map_bounded
 from instructgym.train.planning import Planned, Planner
-from instructgym.types import Instruction, Seed, Transition
+from instructgym.types import Instruction, Seed, Transition, Usage
 
 __all__ = ["Chain", "ChainJob", "Step", "run_chains", "step_row"]
 
 DIGITS = 6
 """Rewards are written with so many decimals: enough to read, too few for the noise of a sum's order."""
+_log = logging.getLogger(__name__)
 _UNSEEN = np.zeros((1, 0), np.float32)
 
 
@@ -38,7 +41,8 @@ class ChainJob:
 class Step:
     """One attempted transition. `reward` is None where a call failed or the reward is missing.
 
-    `tokens`, `calls` and `reviewer_calls` include what a planner asked before it chose.
+    `tokens`, `calls` and `reviewer_calls` include what a planner asked before it chose; `tokens` also what a chat model
+    was asked that chose.
     `log_prob` is of the choice, under the policy that made it; None where that policy does not say, and where it took
     its mode, for the number that it gives then is that of a draw.
     """
@@ -66,8 +70,8 @@ class Step:
         )
 
     def planned_with(self, planned: Planned) -> Step:
-        """The step with what planning it cost; itself where nothing was planned."""
-        if not planned.calls:
+        """The step with what choosing it cost; itself where that cost nothing."""
+        if not planned.calls and planned.usage == Usage():
             return self
         tokens = (self.tokens[0] + planned.usage.prompt_tokens, self.tokens[1] + planned.usage.completion_tokens)
         return replace(
@@ -111,7 +115,7 @@ async def run_chains(
     jobs: Sequence[ChainJob],
     *,
     dynamics: Dynamics,
-    observer: Observer,
+    observer: Observer | Callable[[Agent], Observer],
     run_seed: int,
     width: int,
     deterministic: bool = False,
@@ -120,8 +124,9 @@ async def run_chains(
 ) -> list[Chain]:
     """Run `jobs`, at most `width` at a time; the result is in their order and depends on no order of replies.
 
-    `on_step` hears of each step as it ends, `on_chain` of each chain. A call that fails for good ends its chain, which
-    is then `incomplete`. Raises `BudgetExhausted`, and what makes every further call pointless (no key, no such model,
+    `observer` makes the observations of all agents, or says who makes those of one. `on_step` hears of each step as it
+    ends, `on_chain` of each chain. A call that fails for good, be it to choose, ends its chain, which is then
+    `incomplete`. Raises `BudgetExhausted`, and what makes every further call pointless (no key, no such model,
     nobody there).
     """
 
@@ -138,30 +143,40 @@ async def run_chains(
 async def _run_chain(
     job: ChainJob,
     dynamics: Dynamics,
-    observer: Observer,
+    observer: Observer | Callable[[Agent], Observer],
     run_seed: int,
     deterministic: bool,
     on_step: Callable[[ChainJob, Step], None] | None,
 ) -> Chain:
     state = dynamics.start(job.seed, job.draw)
     memory: Any = None
+    seen: Observer | None = None
+    if not isinstance(job.policy, Planner):
+        seen = observer(job.policy) if callable(observer) else observer
     steps: list[Step] = []
     while not state.over:
         log_prob: float | None = None
         if isinstance(job.policy, Planner):
             planned = await job.policy.step(dynamics, state)
         else:
-            decision = await job.policy.aact(
-                _one_row(await observer.observe(state)) if job.policy.observes else _UNSEEN,
-                action_mask=dynamics.action_mask(state)[None],
-                rng=[row_rng(run_seed, job.chain, 0, state.step)],
-                state=memory,
-                deterministic=deterministic,
-            )
+            obs = _one_row(await seen.observe(state)) if job.policy.observes and seen is not None else _UNSEEN
+            try:
+                decision = await job.policy.aact(
+                    obs,
+                    action_mask=dynamics.action_mask(state)[None],
+                    rng=[row_rng(run_seed, job.chain, 0, state.step)],
+                    state=memory,
+                    deterministic=deterministic,
+                )
+            except ENDS_THE_RUN:
+                raise
+            except BackendError as error:
+                _log.warning("chain %d of %s ends: nothing was chosen (%s)", job.chain, job.policy_name, error)
+                return Chain(job, tuple(steps), incomplete=True)
             memory = decision.state
             if decision.log_prob is not None and not deterministic:
                 log_prob = float(decision.log_prob[0])
-            planned = Planned(await dynamics.step(state, int(decision.actions[0])))
+            planned = Planned(await dynamics.step(state, int(decision.actions[0])), usage=decision.usage)
         outcome = planned.outcome
         if isinstance(outcome.error, ENDS_THE_RUN):
             raise outcome.error

@@ -18,6 +18,8 @@ from instructgym.errors import ConfigError
 from instructgym.train.config_faults import fault_lines, unknown_keys
 
 __all__ = [
+    "INSTRUCTOR",
+    "LLM_ROLES",
     "MAX_CONCURRENCY",
     "ROLES",
     "AgentSection",
@@ -28,6 +30,7 @@ __all__ = [
     "EvolveSection",
     "ExportSection",
     "FilterSection",
+    "InstructorOverride",
     "LLMOverride",
     "LLMSection",
     "LLMSettings",
@@ -52,6 +55,10 @@ logger = logging.getLogger(__name__)
 MAX_CONCURRENCY = 1000
 """Calls in flight where no number is given; what an endpoint takes of them, its adaptive limit finds out."""
 ROLES = ("expert", "reviewer")
+"""Who is asked in every run."""
+INSTRUCTOR = "instructor"
+LLM_ROLES = (*ROLES, INSTRUCTOR)
+"""Who may be asked: the instructor only where a policy is ``llm:MODEL``."""
 
 FILTER_RULES = ("refused", "stop_words", "leaked", "cut", "same_as_instruction", "duplicate")
 EXPORT_FORMATS = ("alpaca", "messages", "parquet")
@@ -114,6 +121,19 @@ class ReviewerOverride(LLMOverride):
     max_tokens: int | None = Field(default=256, ge=1)
 
 
+class InstructorOverride(LLMOverride):
+    """The chat model of a policy ``llm:MODEL``: it may think, and answers with a name."""
+
+    max_tokens: int | None = Field(default=512, ge=1)
+
+    @field_validator("model")
+    @classmethod
+    def _the_policy_names_it(cls, model: str | None) -> str | None:
+        if model is not None:
+            raise ValueError("the instructor's model is what its policy's name says: llm:MODEL")
+        return model
+
+
 class LLMSettings(Section):
     """One role's settings, every override resolved."""
 
@@ -145,15 +165,16 @@ class LLMSettings(Section):
 
 
 class LLMSection(LLMSettings):
-    """Who answers; `llm.expert` and `llm.reviewer` override single values for that role."""
+    """Who answers; `llm.expert`, `llm.reviewer` and `llm.instructor` override single values for that role."""
 
     expert: LLMOverride = LLMOverride()
     reviewer: ReviewerOverride = ReviewerOverride()
+    instructor: InstructorOverride = InstructorOverride()
 
     def for_role(self, role: str) -> LLMSettings:
-        """The settings of a role (one of `ROLES`; any other has none of its own)."""
+        """The settings of a role (one of `LLM_ROLES`; any other has none of its own)."""
         common = {name: getattr(self, name) for name in LLMSettings.model_fields}
-        own = getattr(self, role) if role in ROLES else LLMOverride()
+        own = getattr(self, role) if role in LLM_ROLES else LLMOverride()
         return LLMSettings(**{**common, **own.model_dump(exclude_none=True)})
 
     @field_validator("extra")
@@ -166,10 +187,12 @@ class LLMSection(LLMSettings):
 
     @model_validator(mode="after")
     def _each_role_is_whole(self) -> LLMSection:
-        for role in ROLES:
+        for role in LLM_ROLES:
             settings = self.for_role(role)
             if settings.backend == "openai":
                 _check_urls(settings)
+            if role == INSTRUCTOR:
+                continue  # its model is its policy's, and there may be none
             if settings.backend in ("openai", "transformers") and not settings.model:
                 raise ValueError(
                     f"backend '{settings.backend}' has no model for the {role}; set llm.model (or llm.{role}.model)"
@@ -230,6 +253,7 @@ class BudgetSection(RoleBudgetSection):
 
     expert: RoleBudgetSection = RoleBudgetSection()
     reviewer: RoleBudgetSection = RoleBudgetSection()
+    instructor: RoleBudgetSection = RoleBudgetSection()
     prices: dict[str, PriceSection] = Field(default_factory=dict)
 
 
@@ -249,11 +273,18 @@ class LedgerSection(Section):
 
 
 class EnvSection(Section):
-    """The task. `elimination` is the rules in order, 'default' for the package's choice."""
+    """The task. `elimination` is the rules in order, 'default' for the package's choice.
+
+    `tokenizer` is of observation 'tokens'. An agent that reads an observation of its own gets that one instead.
+    """
 
     action_set: str = Field(default="evol_instruct", min_length=1)
     with_stop: bool = False
     observation: str = Field(default="flat", min_length=1)
+    tokenizer: str = Field(default="bytes", min_length=1, description="'bytes', or a name or folder of transformers")
+    observation_length: int | None = Field(
+        default=None, ge=1, description="of observation 'tokens'; none: 512 tokens, or 2048 bytes"
+    )
     horizon: int = Field(default=4, ge=1)
     elimination: Literal["default"] | tuple[str, ...] = "default"
     penalty: float = Field(default=0.1, ge=0.0, description="what an eliminated rewrite costs")

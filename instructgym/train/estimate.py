@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from instructgym.agents.base import Agent
 from instructgym.llm_backends.answering import ANSWER_VERSION, answer_messages
 from instructgym.llm_backends.base import LLMBackend
 from instructgym.llm_backends.pricing import Price, price_of, tokens_at_most
 from instructgym.llm_backends.simulated import SimulatedBackend
 from instructgym.train.chains import Chain, ChainJob, run_chains
-from instructgym.train.config import ROLES, BudgetSection, Config, LimitsSection
-from instructgym.train.policies import policy_names
+from instructgym.train.config import INSTRUCTOR, LLM_ROLES, BudgetSection, Config, LimitsSection
+from instructgym.train.policies import PROMPTED, build_agent, policy_names
 from instructgym.train.respond import answer_sampling
 from instructgym.train.runtime import Runtime, budget_of
 from instructgym.train.stage import SeedSplit
+from instructgym.train.transports import instructor_models
 from instructgym.types import Completion, Request
 
 __all__ = ["Estimate", "EstimateRow", "estimate", "over_budget"]
@@ -127,28 +129,45 @@ def estimate(config: Config, seeds: SeedSplit, stages: Sequence[str]) -> Estimat
         "evolve": len(seeds.all) * config.evolve.chains_per_seed / len(chains),
         "respond": len(seeds.all) * config.evolve.chains_per_seed / len(chains),
     }
+    chosen = {
+        "evaluate": scale["evaluate"] * _prompted_share(policy_names(config.evaluate.policies, runtime.action_set)),
+        "evolve": scale["evolve"] * _prompted_share([config.evolve.policy]),
+    }
     rows = []
     for stage in (stage for stage in _ASKING if stage in stages):
         sampled_as = "respond" if stage == "respond" else "walk"
         for (of_stage, role), asked in sorted(watched.asked.items()):
             if of_stage == sampled_as:
-                rows.append(_row(stage, role, asked.times(scale[stage]), config, runtime))
+                factor = chosen.get(stage, 0.0) if role == INSTRUCTOR else scale[stage]
+                rows.append(_row(stage, role, asked.times(factor), config, runtime))
     return Estimate(tuple(row for row in rows if row.calls), len(chains))
 
 
 def _walk(config: Config, seeds: SeedSplit, runtime: Runtime) -> list[Chain]:
     """A chain from each of a few seeds, evenly spread over their file."""
-    from instructgym.agents.baselines import RandomAgent
-
+    policy = _walker(config, runtime)
     stride = max(1, len(seeds.all) // _SAMPLED_SEEDS)
     chosen = seeds.all[::stride][:_SAMPLED_SEEDS]
-    jobs = [ChainJob(index, seed, draw=index, policy=RandomAgent()) for index, seed in enumerate(chosen)]
+    jobs = [ChainJob(index, seed, draw=index, policy=policy) for index, seed in enumerate(chosen)]
     dynamics = runtime.dynamics("walk", runtime.reward_for("walk"))
     return runtime.call(
         lambda: run_chains(
-            jobs, dynamics=dynamics, observer=runtime.observer, run_seed=config.run.seed, width=len(jobs)
+            jobs, dynamics=dynamics, observer=runtime.observer_for, run_seed=config.run.seed, width=len(jobs)
         )
     )
+
+
+def _walker(config: Config, runtime: Runtime) -> Agent:
+    """A random policy, or the chat model that chooses in this run: the simulated backend answers for it."""
+    from instructgym.agents.baselines import RandomAgent
+
+    models = instructor_models(config)
+    return build_agent(f"{PROMPTED}{models[0]}", runtime, {}, config.run.seed, "walk") if models else RandomAgent()
+
+
+def _prompted_share(policies: Sequence[str]) -> float:
+    """The share of `policies` that ask a chat model at every step. Saved agents that do are not counted."""
+    return sum(name.startswith(PROMPTED) for name in policies) / max(1, len(policies))
 
 
 def _answer(config: Config, chains: Sequence[Chain], runtime: Runtime) -> None:
@@ -182,7 +201,7 @@ def _evaluated(config: Config, seeds: SeedSplit, runtime: Runtime) -> int:
 
 
 def _row(stage: str, role: str, asked: _Asked, config: Config, runtime: Runtime) -> EstimateRow:
-    model = runtime.model_name(role)
+    model = ", ".join(instructor_models(config)) if role == INSTRUCTOR else runtime.model_name(role)
     price = price_of(model, budget_of(config.budget).prices)
     if runtime.settings(role).backend in ("transformers", "replay"):
         price = Price(0.0, 0.0)
@@ -207,7 +226,7 @@ def over_budget(found: Estimate, config: Config) -> list[str]:
     """What the budget does not allow of it, a line a bound."""
     lines = []
     scopes = [("budget", config.budget, found.rows)]
-    for role in ROLES:
+    for role in LLM_ROLES:
         own = tuple(row for row in found.rows if row.role == role)
         scopes.append((f"budget.{role}", getattr(config.budget, role), own))
     for name, bounds, rows in scopes:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from instructgym.agents.base import row_rng
 from instructgym.train.chain_statistics import chain_statistics
 from instructgym.train.chains import DIGITS, Chain, ChainJob, run_chains, step_row
-from instructgym.train.policies import policy_named, policy_names, reward_of
+from instructgym.train.policies import how_chosen, policy_named, policy_names, reward_of
 from instructgym.train.run_folder import canonical_json
 from instructgym.train.stage import StageContext, StageOutput
 
@@ -55,7 +55,7 @@ def evaluate_policies(names: Sequence[str], context: StageContext) -> tuple[dict
     first = len(seeds) * config.evaluate.draws
     budget = first * config.env.horizon
     chains: dict[str, list[Chain]] = {name: [] for name in names}
-    policies = {name: policy_named(name, context) for name in names}
+    policies = {name: policy_named(name, context, "evaluate") for name in names}
     context.progress.started("evaluate", first * len(names))
     done = 0
     for round_number in range(_MAX_ROUNDS):
@@ -89,6 +89,8 @@ def evaluate_policies(names: Sequence[str], context: StageContext) -> tuple[dict
         context.folder.write_lines(EVALUATION_LINEAGE, lines)
     rng_seed = config.run.seed
     table = {name: _row(chains[name], context, config.evaluate.bootstrap, rng_seed) for name in names}
+    for name in names:
+        table[name] |= how_chosen(policies[name])
     _compare(table, chains, "random", config.evaluate.bootstrap, rng_seed)
     return table, sum(chain.incomplete for each in chains.values() for chain in each)
 
@@ -99,7 +101,7 @@ def _run(jobs: Sequence[ChainJob], context: StageContext, on_chain: Any) -> list
         lambda: run_chains(
             jobs,
             dynamics=runtime.dynamics("evaluate", reward_of(context, "evaluate")),
-            observer=runtime.observer,
+            observer=runtime.observer_for,
             run_seed=context.config.run.seed,
             width=context.config.limits.width,
             on_chain=on_chain,

@@ -6,7 +6,7 @@ from typing import Any
 
 from instructgym.train.chain_statistics import chain_statistics
 from instructgym.train.chains import Chain, ChainJob, Step, run_chains, step_row
-from instructgym.train.policies import policy_named, reward_of
+from instructgym.train.policies import how_chosen, policy_named, reward_of
 from instructgym.train.reward_memory import save_memory
 from instructgym.train.run_folder import canonical_json
 from instructgym.train.stage import StageContext, StageOutput
@@ -27,7 +27,7 @@ def run_evolve(context: StageContext) -> StageOutput:
     Raises `BudgetExhausted` with what was done in the ledger; the stage then starts over from there.
     """
     config, runtime = context.config, context.runtime
-    policy = policy_named(config.evolve.policy, context)
+    policy = policy_named(config.evolve.policy, context, "evolve")
     reward = reward_of(context, "evolve")
     per_seed = config.evolve.chains_per_seed
     jobs = [
@@ -51,7 +51,7 @@ def run_evolve(context: StageContext) -> StageOutput:
             lambda: run_chains(
                 jobs,
                 dynamics=runtime.dynamics("evolve", reward),
-                observer=runtime.observer,
+                observer=runtime.observer_for,
                 run_seed=config.run.seed,
                 width=config.limits.width,
                 deterministic=config.evolve.deterministic,
@@ -71,6 +71,7 @@ def run_evolve(context: StageContext) -> StageOutput:
     result = {
         "policy": config.evolve.policy,
         **chain_statistics(chains, runtime.encoder),
+        **how_chosen(policy),
         "emitted": len(rows),
         "accounting": runtime.accounting("evolve"),
     }

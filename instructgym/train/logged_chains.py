@@ -50,7 +50,13 @@ class _Gathered:
     clusters: list[int] = field(default_factory=list)
 
 
-def logged_episodes(folders: Sequence[Path | str], runtime: Runtime, *, seeds: Sequence[Seed] | None = None) -> Any:
+def logged_episodes(
+    folders: Sequence[Path | str],
+    runtime: Runtime,
+    *,
+    seeds: Sequence[Seed] | None = None,
+    observer: Observer | None = None,
+) -> Any:
     """The chains that stage `evolve` wrote into run folders, as this run's agents would have seen them.
 
     Args:
@@ -58,6 +64,7 @@ def logged_episodes(folders: Sequence[Path | str], runtime: Runtime, *, seeds: S
         runtime: of the run that learns or judges; its encoder, observation, action set and horizon make the arrays.
             It need not be connected: nobody is asked anything.
         seeds: keep only the chains that start at these instructions; None keeps all.
+        observer: makes the observations; None takes the run's.
 
     Returns a `LoggedEpisodes` whose clusters are the seed instructions.
 
@@ -80,7 +87,7 @@ def logged_episodes(folders: Sequence[Path | str], runtime: Runtime, *, seeds: S
                 lambda rows=rows, uniform=uniform, name=str(folder): episodes_of_rows(
                     rows,
                     action_set=runtime.action_set,
-                    observer=runtime.observer,
+                    observer=observer or runtime.observer,
                     horizon=runtime.config.env.horizon,
                     uniform=uniform,
                     wanted=wanted,

@@ -19,6 +19,7 @@ from instructgym.train.policies import AGENT, build_agent, policy_named
 from instructgym.train.run_folder import digest_files
 
 if TYPE_CHECKING:
+    from instructgym.envs.observations import Observer
     from instructgym.train.runtime import Runtime
     from instructgym.train.stage import SeedSplit, StageContext, StageOutput
 
@@ -105,12 +106,16 @@ def off_policy_table(
     choices have none.
     """
     seeds = context.seeds.held_out or None
-    logs = logged_episodes(_listed(folders), context.runtime, seeds=seeds)
+    read: dict[Observer, LoggedEpisodes] = {}
     table: dict[str, dict[str, Any]] = {}
     for name in names:
         policy = policy_named(name, context)
         if not isinstance(policy, Agent):
             raise ConfigError(f"policy '{name}' asks before it chooses; logs cannot evaluate it. Name an agent.")
+        observer = context.runtime.observer_for(policy)
+        if observer not in read:
+            read[observer] = logged_episodes(_listed(folders), context.runtime, seeds=seeds, observer=observer)
+        logs = read[observer]
         found = off_policy_values(policy, logs, estimators=(estimator,), deterministic=deterministic)[estimator]
         table[name] = {
             "value": round(found.value, DIGITS),
@@ -135,7 +140,8 @@ def _learned(
             f"agent '{config.agent.name}' does not learn from logs; expected one with a method learn_from(batch), such "
             f"as {' or '.join(able) or 'one of your own'}."
         )
-    logs = logged_episodes(_listed(folders), runtime, seeds=seeds.train)
+    observer = runtime.observer_for(agent)
+    logs = logged_episodes(_listed(folders), runtime, seeds=seeds.train, observer=observer)
     return agent, logs, dict(learn_from(logs))
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instructgym.errors import BudgetExhausted, ConfigError, PermanentError, RunFolderError, UserError
-from instructgym.train.config import ROLES, Config, flatten
+from instructgym.train.config import INSTRUCTOR, ROLES, Config, flatten
 from instructgym.train.config_faults import nearest
 from instructgym.train.config_text import to_toml
+from instructgym.train.continuation import check_continues, clear, publish, settle
 from instructgym.train.evolve import PARTIAL_LINEAGE
 from instructgym.train.policies import check_policy_name, policy_digest, policy_names
 from instructgym.train.progress import Progress, Silent
@@ -23,6 +24,7 @@ from instructgym.train.runtime import Runtime
 from instructgym.train.seed_files import SeedFile, read_seeds, split_seeds
 from instructgym.train.stage import SeedSplit, StageContext, StageOutput
 from instructgym.train.traffic import Traffic, TrafficNotes
+from instructgym.train.transports import instructor_models
 
 if TYPE_CHECKING:
     from instructgym.train.estimate import Estimate
@@ -80,6 +82,7 @@ def run(
     stages: Sequence[str] = ALL,
     progress: Progress | None = None,
     retry_failed: bool = False,
+    continue_training: bool = False,
 ) -> RunResult:
     """Run `stages` of a config in the folder `out`; what is finished there with the same inputs is skipped.
 
@@ -91,6 +94,8 @@ def run(
         stages: some of `ALL`; they run in the order of `ALL`. A stage whose inputs are not there is refused.
         progress: told of the run's course.
         retry_failed: ask again what failed for good before; stages that lost items run again.
+        continue_training: the agent that is trained there learns `train.steps` (or `train.calls`) more. Stages that
+            were made with it are undone, for it is another agent now.
 
     Raises:
         ConfigError, ActionSetError, SeedError: the user's input.
@@ -99,6 +104,8 @@ def run(
         BackendError: nobody answers, the key is refused, or there is no such model.
     """
     wanted = _in_order(stages)
+    if continue_training:
+        check_continues(config, wanted, Path(out))
     runtime = Runtime(config)
     watcher = Silent() if progress is None else TrafficNotes(progress, lambda: runtime.traffic)
     try:
@@ -111,8 +118,11 @@ def run(
             if found.rejected:
                 folder.write_lines(REJECTED_SEEDS, [canonical_json(_rejected_row(item)) for item in found.rejected])
             context = StageContext(config, folder, _split(found, config), runtime, watcher)
-            reports = _run_stages(wanted, context, retry_failed)
+            # A continuation that was whole when it was cut off is the one that the same command asks for.
+            continue_training = settle(folder) is None and continue_training
+            reports = _run_stages(wanted, context, retry_failed, continue_training)
             summary = _conclude(context)
+            clear(folder)
             rows = () if runtime.traffic is None else runtime.traffic.rows()
             traffic = tuple(sorted(rows, key=lambda row: (ALL.index(row.stage), row.role)))
             return RunResult(folder.path, tuple(reports), summary, traffic)
@@ -143,6 +153,15 @@ def needs(stage: str, config: Config) -> tuple[str, ...]:
     if stage in trained:
         return ("train",) if trained[stage] else ()
     return {"respond": ("evolve",), "filter": ("respond",), "export": ("filter",)}.get(stage, ())
+
+
+def _dependents(stage: str, config: Config) -> list[str]:
+    """The stages that read what `stage` wrote, or what was made of it."""
+    found: list[str] = []
+    for name in ALL:
+        if any(upstream == stage or upstream in found for upstream in needs(name, config)):
+            found.append(name)
+    return found
 
 
 def _check_names(runtime: Runtime) -> None:
@@ -218,7 +237,9 @@ def _logs(config: Config) -> str | None:
     return hashlib.sha256(canonical_json(logs_digest(config.train.logs)).encode()).hexdigest()[:16]
 
 
-def _run_stages(wanted: Sequence[str], context: StageContext, retry_failed: bool) -> list[StageReport]:
+def _run_stages(
+    wanted: Sequence[str], context: StageContext, retry_failed: bool, continue_training: bool
+) -> list[StageReport]:
     manifests: dict[str, Manifest] = {}
     reports: list[StageReport] = []
     for stage in ALL:
@@ -232,9 +253,12 @@ def _run_stages(wanted: Sequence[str], context: StageContext, retry_failed: bool
         manifest = context.folder.manifest(stage)
         lost = 0 if manifest is None else int(manifest.result.get("lost", 0))
         skipped = manifest is not None and manifest.key == key and not (retry_failed and lost)
+        trained = None
+        if stage == "train" and continue_training:
+            trained, skipped = _to_continue(manifest if skipped else None, context.folder), False
         if manifest is None or not skipped:
             try:
-                manifest = _run_stage(stage, key, _with(context, manifests), retry_failed)
+                manifest = _run_stage(stage, key, replace(_with(context, manifests), trained=trained), retry_failed)
             except BudgetExhausted:
                 context.progress.say(_what_remains(stage, wanted, context.folder))
                 raise
@@ -244,6 +268,15 @@ def _run_stages(wanted: Sequence[str], context: StageContext, retry_failed: bool
         manifests[stage] = manifest
         reports.append(StageReport(stage, skipped, lost))
     return reports
+
+
+def _to_continue(manifest: Manifest | None, folder: RunFolder) -> Manifest:
+    if manifest is None:
+        raise RunFolderError(
+            f"training in '{folder.path}' has not come to its end, or its files were changed since. Run the same "
+            "command without --continue first."
+        )
+    return manifest
 
 
 def _what_remains(stage: str, wanted: Sequence[str], folder: RunFolder) -> str:
@@ -270,15 +303,20 @@ def _run_stage(stage: str, key: str, context: StageContext, retry_failed: bool) 
     if stage in ("train", "evaluate", "evolve", "respond") and not runtime.connected:
         runtime.connect(folder.path / LEDGER, retry_failed=retry_failed)
         _check_endpoints(context)
-    folder.begin(stage, key)
+    if context.trained is None:
+        folder.begin(stage, key)
     try:
         output = _stage_function(stage)(context)
     except (UserError, PermanentError):
         # A mistyped name or model that led to nothing must not make the corrected command "another run".
-        if not runtime.has_answers:
+        if context.trained is None and not runtime.has_answers:
             folder.take_back(stage)
         raise
-    manifest = folder.finish(stage, key, output.files, {**output.result, "lost": output.lost})
+    result = {**output.result, "lost": output.lost}
+    if context.trained is None:
+        manifest = folder.finish(stage, key, output.files, result)
+    else:
+        manifest = publish(folder, key, output, result, _dependents(stage, context.config))
     context.progress.finished(stage, note=f"{output.lost} lost" if output.lost else "")
     return manifest
 
@@ -287,8 +325,8 @@ def _check_endpoints(context: StageContext) -> None:
     """Ask HTTP endpoints once whether they are there, before work; what they list is for people to compare."""
     runtime = context.runtime
     for base_url, listed in runtime.check_endpoints().items():
-        for role in ROLES:
-            model = runtime.model_name(role)
+        asked = [(role, runtime.model_name(role)) for role in ROLES]
+        for role, model in [*asked, *((INSTRUCTOR, model) for model in instructor_models(context.config))]:
             if base_url in runtime.settings(role).urls and listed and model not in listed:
                 shown = ", ".join(listed[:5]) + (", ..." if len(listed) > 5 else "")
                 context.progress.say(f"{base_url} does not list the model '{model}' of the {role}; it lists {shown}")

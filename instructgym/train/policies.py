@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instructgym.agents.base import Agent, Algorithm, OfflineAlgorithm
+from instructgym.agents.registry import Task
 from instructgym.envs.operations import ActionSet
 from instructgym.errors import ConfigError
 from instructgym.plugins import is_file_reference, load_from_file
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 __all__ = [
     "AGENT",
     "FIXED",
+    "PROMPTED",
     "REWARD_MEMORY",
     "TRAINED",
     "build_agent",
     "check_policy_name",
+    "how_chosen",
     "is_registered",
     "policy_digest",
     "policy_learns",
@@ -40,6 +43,8 @@ AGENT = "agent"
 REWARD_MEMORY = "agent/reward"
 """The folder of the memory that the reward had when training ended, if it has one."""
 TRAINED = "trained"
+PROMPTED = "llm:"
+"""What a policy's name begins with that asks the chat model named after it."""
 FIXED = "fixed:"
 
 
@@ -50,8 +55,8 @@ def policy_names(names: Sequence[str], action_set: ActionSet) -> list[str]:
     return list(dict.fromkeys(spread))
 
 
-def policy_named(name: str, context: StageContext) -> Agent | Planner:
-    """The policy, ready to act.
+def policy_named(name: str, context: StageContext, stage: str = "") -> Agent | Planner:
+    """The policy, ready to act; what it asks is accounted to `stage`.
 
     ``trained`` (this run's), the folder of a saved agent, ``greedy``, ``search``, or any agent of the registry that
     needs no training; its arguments stand in the config's `agents` by that name.
@@ -66,34 +71,64 @@ def policy_named(name: str, context: StageContext) -> Agent | Planner:
     if planner is not None:
         return planner
     if is_registered(name):
-        agent = build_agent(name, runtime, (context.config.agents or {}).get(name, {}), context.config.run.seed)
+        kwargs = (context.config.agents or {}).get(name, {})
+        agent = build_agent(name, runtime, kwargs, context.config.run.seed, stage)
         if isinstance(agent, (Algorithm, OfflineAlgorithm)):
             raise ConfigError(
                 f"policy '{name}' learns, and has not yet; expected one that needs no training, or 'trained'. Train it "
                 f"with agent.name={name}, or compare it by `instructgym bench policies`."
             )
         return agent
-    from instructgym.agents import load_agent  # loads torch
+    from instructgym.agents import load_agent, read_saved_agent
 
     folder = context.folder.path / AGENT if name == TRAINED else Path(name)
-    return load_agent(folder, expected_action_set_hash=action_set.hash, expected_action_set_names=action_set.names)
+    saved = read_saved_agent(folder)
+    if saved.name.startswith(PROMPTED):  # it has learned nothing, and needs somebody to ask
+        return build_agent(saved.name, runtime, saved.kwargs, saved.seed, stage)
+    return load_agent(
+        folder,
+        expected_action_set_hash=action_set.hash,
+        expected_action_set_names=action_set.names,
+        task=_task(saved.name, runtime, saved.kwargs),
+    )
 
 
-def build_agent(name: str, runtime: Runtime, kwargs: Mapping[str, Any], seed: int) -> Agent:
-    """An agent of the registry for this run's action set and observations. Raises `ConfigError`."""
-    from gymnasium import spaces
+def build_agent(name: str, runtime: Runtime, kwargs: Mapping[str, Any], seed: int, stage: str = "") -> Agent:
+    """An agent of the registry for this run's action set and the observations that it reads. Raises `ConfigError`.
 
+    What it asks of an LLM is accounted to `stage`.
+    """
     from instructgym.agents import make_agent
 
+    task = _task(name, runtime, kwargs)
     return make_agent(
         name,
-        runtime.observer.space,
-        spaces.Discrete(len(runtime.action_set)),
+        task.obs_space,
+        task.action_space,
         kwargs=kwargs,
         seed=seed,
-        action_names=runtime.action_set.names,
-        action_features=lambda: runtime.action_features,
+        action_names=task.action_names,
+        action_features=task.action_features,
+        action_descriptions=[operation.description for operation in runtime.action_set.operations],
+        llm=runtime.instructor(stage),
     )
+
+
+def _task(name: str, runtime: Runtime, kwargs: Mapping[str, Any]) -> Task:
+    from gymnasium import spaces
+
+    return Task(
+        runtime.observer_before(name, kwargs).space,
+        spaces.Discrete(len(runtime.action_set)),
+        runtime.action_set.names,
+        lambda: runtime.action_features,
+    )
+
+
+def how_chosen(policy: Agent | Planner) -> dict[str, Any]:
+    """What a result says of how a policy chose, under ``choosing``; nothing where there is nothing to say."""
+    counts = policy.counts if isinstance(policy, Agent) else {}
+    return {"choosing": dict(counts)} if counts else {}
 
 
 def policy_learns(name: str, runtime: Runtime, kwargs: Mapping[str, Any]) -> bool:

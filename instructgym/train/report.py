@@ -40,7 +40,7 @@ backend: what is shown here says nothing of any language model's quality.</p>{% 
 <p>Instructor {{ s.models.instructor }}, expert {{ s.models.expert }}, reviewer {{ s.models.reviewer }};
 action set {{ s.action_set.name }} ({{ s.action_set.operations | join(", ") }}); horizon {{ s.horizon }};
 {{ s.seeds.count }} seeds, {{ s.seeds.held_out }} of them held out.</p>
-{% if s.evaluation %}
+{% if s.evaluation and s.evaluation.policies %}
 <h2>Policies on {{ s.evaluation.seeds }} {{ "held-out" if s.evaluation.held_out else "training" }} seeds</h2>
 <p>The same seeds and draws for each. Reward is the mean of the episodes, with a 95% bootstrap interval over seeds.</p>
 <table>

@@ -9,10 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from instructgym.errors import UsageError
+from instructgym.errors import ConfigError, UsageError
 from instructgym.llm_backends.base import LLM, LLMBackend
 from instructgym.train.accounting import CountingBackend
-from instructgym.train.config import ROLES, BudgetSection, Config, LLMSettings, RoleBudgetSection
+from instructgym.train.config import (
+    INSTRUCTOR,
+    LLM_ROLES,
+    ROLES,
+    BudgetSection,
+    Config,
+    LLMSettings,
+    RoleBudgetSection,
+)
 from instructgym.types import Sampling
 
 if TYPE_CHECKING:
@@ -26,14 +34,18 @@ if TYPE_CHECKING:
     from instructgym.llm_backends.budget import Budget
     from instructgym.llm_backends.portal import Portal
     from instructgym.llm_backends.stack import BackendStack
+    from instructgym.llm_backends.tokenizing import Tokenizer
     from instructgym.rewards.base import Reward
     from instructgym.rewards.encoders.base import Encoder
     from instructgym.train.traffic import TrafficMeter
     from instructgym.train.transports import Transports
 
-__all__ = ["Runtime", "budget_of"]
+__all__ = ["Runtime", "budget_of", "observation_of"]
 
 T = TypeVar("T")
+
+_BYTES, _TOKENS = 2048, 512
+"""How long observation 'tokens' is where the config does not say: about as much text in both."""
 
 
 class Runtime:
@@ -47,6 +59,7 @@ class Runtime:
         self._counting: CountingBackend | None = None
         self._meter: TrafficMeter | None = None
         self._recorded: dict[str, list[tuple[str, str]]] = {}
+        self._observers: dict[tuple[str, str, int], Observer] = {}
 
     # --- before any call ----------------------------------------------------------------------------------------------
     @cached_property
@@ -63,12 +76,52 @@ class Runtime:
 
         return open_encoder(self.config.env.encoder)
 
-    @cached_property
+    @property
     def observer(self) -> Observer:
-        from instructgym.envs.observations import Observer
+        """What makes the run's own observations. Raises `ConfigError`."""
+        return self._observer(None, None)
+
+    def observer_for(self, policy: object) -> Observer:
+        """What makes the observations that `policy` reads: its own kind, if it says one. Raises `ConfigError`."""
+        return self._observer(getattr(policy, "observation", None), getattr(policy, "observation_tokenizer", None))
+
+    def observer_before(self, name: str, kwargs: Mapping[str, Any]) -> Observer:
+        """The same for an agent that is not made yet, by its name in the registry and its arguments."""
+        return self._observer(*observation_of(name, kwargs))
+
+    def observation_options(self, name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Those options of `EnvConfig` that make the observations of an agent of the registry."""
+        mode, tokenizer, length = self._observation(*observation_of(name, kwargs))
+        return {"observation": mode, "tokenizer": self._tokenizer(mode, tokenizer), "observation_length": length}
+
+    def _observation(self, mode: str | None, tokenizer: str | None) -> tuple[str, str, int]:
+        """Mode, tokenizer and length, by what an agent asks for and what the config says."""
+        from instructgym.llm_backends.tokenizing import BYTES
 
         env = self.config.env
-        return Observer(env.observation, self.action_set, env.horizon, encoder=self.encoder)
+        named = tokenizer or env.tokenizer
+        return mode or env.observation, named, env.observation_length or (_BYTES if named == BYTES else _TOKENS)
+
+    def _tokenizer(self, mode: str, name: str) -> Tokenizer | None:
+        from instructgym.llm_backends.tokenizing import open_tokenizer
+
+        return open_tokenizer(name) if mode == "tokens" else None
+
+    def _observer(self, mode: str | None, tokenizer: str | None) -> Observer:
+        from instructgym.envs.observations import EMBEDDING_MODES, Observer
+
+        wanted = self._observation(mode, tokenizer)
+        if wanted not in self._observers:
+            kind, named, length = wanted
+            self._observers[wanted] = Observer(
+                kind,
+                self.action_set,
+                self.config.env.horizon,
+                encoder=self.encoder if kind in EMBEDDING_MODES else None,
+                tokenizer=self._tokenizer(kind, named),
+                length=length,
+            )
+        return self._observers[wanted]
 
     @cached_property
     def action_features(self) -> NDArray[np.float32]:
@@ -99,7 +152,6 @@ class Runtime:
         return f"simulated-{SIMULATOR_VERSION}" if settings.backend == "simulated" else settings.model
 
     def _recorded_model(self, role: str, path: str) -> str:
-        from instructgym.errors import ConfigError
         from instructgym.llm_backends.ledger_store import SqliteStore
         from instructgym.llm_backends.ledger_transfer import recording
 
@@ -128,7 +180,6 @@ class Runtime:
         """Raise `ConfigError` or `ActionSetError` for names that nothing answers to, before any work is done."""
         from instructgym.envs.elimination import RULES
         from instructgym.envs.observations import OBSERVATION_MODES
-        from instructgym.errors import ConfigError
         from instructgym.plugins import nearest
 
         env = self.config.env
@@ -210,6 +261,26 @@ class Runtime:
 
     def llm(self, role: str, stage: str) -> LLM:
         """The LLM of a role, its calls accounted to `stage`."""
+        return self._llm(role, self.model_name(role), stage)
+
+    def instructor(self, stage: str) -> Callable[[str], LLM]:
+        """What gives the chat model of a name in the role of the instructor; only then it must be connected.
+
+        It raises `ConfigError` for a name that says another model than the one that answers.
+        """
+
+        def of_model(model: str) -> LLM:
+            simulated = self.model_name(INSTRUCTOR) if self.settings(INSTRUCTOR).backend == "simulated" else ""
+            if simulated and model not in ("simulated", simulated):
+                raise ConfigError(
+                    f"policy 'llm:{model}' asks a model, and the backend of the instructor is 'simulated'; set "
+                    "llm.instructor.backend (or llm.backend), or call the policy 'llm:simulated'."
+                )
+            return self._llm(INSTRUCTOR, simulated or model, stage)
+
+        return of_model
+
+    def _llm(self, role: str, model: str, stage: str) -> LLM:
         settings = self.settings(role)
         sampling = Sampling(
             settings.temperature,
@@ -218,7 +289,7 @@ class Runtime:
             stop=settings.stop,
             extra=tuple((name, json.dumps(value)) for name, value in settings.extra.items()),
         )
-        return LLM(self.counting, role, self.model_name(role), sampling, stage)
+        return LLM(self.counting, role, model, sampling, stage)
 
     def reward_for(self, stage: str) -> Reward:
         """The config's reward, new; its memory is empty."""
@@ -302,6 +373,14 @@ class Runtime:
             self.encoder.close()
 
 
+def observation_of(name: str, kwargs: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Observation and tokenizer that an agent of the registry reads; None is the run's. Raises `ConfigError`."""
+    from instructgym.agents.registry import agent_type
+
+    reads = getattr(agent_type(name), "reads", None)
+    return (None, None) if reads is None else reads(kwargs)
+
+
 def budget_of(section: BudgetSection) -> Budget:
     """The section as the LLM runtime takes it."""
     from instructgym.llm_backends.budget import Budget
@@ -313,6 +392,6 @@ def budget_of(section: BudgetSection) -> Budget:
 
     return Budget(
         **bounds(section),
-        roles={role: Budget(**own) for role in ROLES if (own := bounds(getattr(section, role)))},
+        roles={role: Budget(**own) for role in LLM_ROLES if (own := bounds(getattr(section, role)))},
         prices={model: Price(price.prompt, price.completion) for model, price in section.prices.items()},
     )

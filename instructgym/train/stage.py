@@ -34,7 +34,10 @@ class SeedSplit:
 
 @dataclass(frozen=True)
 class StageContext:
-    """One run, as its stages see it. `manifests` holds the finished stages that this one builds on."""
+    """One run, as its stages see it. `manifests` holds the finished stages that this one builds on.
+
+    `trained` is what an earlier training left, where stage `train` is to learn on from it.
+    """
 
     config: Config
     folder: RunFolder
@@ -42,6 +45,7 @@ class StageContext:
     runtime: Runtime
     progress: Progress
     manifests: Mapping[str, Manifest] = field(default_factory=dict)
+    trained: Manifest | None = None
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from instructgym.errors import EndpointUnreachable
-from instructgym.llm_backends.base import LLMBackend
+from instructgym.llm_backends.base import LLMBackend, is_instant
 from instructgym.llm_backends.by_role import ByRole
-from instructgym.train.config import MAX_CONCURRENCY, ROLES, Config, LLMSettings
+from instructgym.train.config import INSTRUCTOR, MAX_CONCURRENCY, ROLES, Config, LLMSettings
+from instructgym.types import Completion, Request
 
 if TYPE_CHECKING:
     from instructgym.llm_backends.endpoint_pool import EndpointPool
     from instructgym.llm_backends.limits import Limits
     from instructgym.llm_backends.openai_compatible import OpenAICompatibleBackend
 
-__all__ = ["Transports"]
+__all__ = ["Transports", "instructor_models"]
 
 _MADE_OF = {
     "simulated": (),
@@ -26,6 +27,7 @@ _MADE_OF = {
     "transformers": ("model", "device", "dtype", "batch_tokens", "max_batch", "trust_remote_code"),
 }
 """The settings of which a backend is made; what a request says (model, temperature, ...) is not among them."""
+_PROMPTED = "llm:"  # as in `policies`, which builds on what is built of this
 
 
 class Transports(ByRole):
@@ -36,12 +38,21 @@ class Transports(ByRole):
         self._endpoints: list[dict[str, OpenAICompatibleBackend]] = []
         made: dict[str, LLMBackend] = {}
         by_role: dict[str, LLMBackend] = {}
-        for role in ROLES:
-            settings = config.llm.for_role(role)
+
+        def transport(settings: LLMSettings) -> LLMBackend:
             same = json.dumps([settings.backend, *(getattr(settings, name) for name in _MADE_OF[settings.backend])])
             if same not in made:
                 made[same] = self._make(settings, config, limits)
-            by_role[role] = made[same]
+            return made[same]
+
+        for role in ROLES:
+            by_role[role] = transport(config.llm.for_role(role))
+        models = instructor_models(config)
+        if models:
+            settings = config.llm.for_role(INSTRUCTOR)
+            of_model = {model: transport(settings.model_copy(update={"model": model})) for model in models}
+            distinct = list({id(each): each for each in of_model.values()}.values())
+            by_role[INSTRUCTOR] = distinct[0] if len(distinct) == 1 else _ByModel(of_model)
         super().__init__(by_role)
 
     async def check(self) -> Mapping[str, list[str]]:
@@ -105,3 +116,35 @@ class Transports(ByRole):
         self.pools.append(pool)
         self._endpoints.append(endpoints)
         return pool
+
+
+class _ByModel:
+    """Hands each request to the transport of its model, where one transport has one model."""
+
+    def __init__(self, transports: Mapping[str, LLMBackend]) -> None:
+        self._transports = dict(transports)
+        self.name = "+".join(dict.fromkeys(transport.name for transport in transports.values()))
+        self.instant = all(map(is_instant, transports.values()))
+
+    async def complete(self, request: Request) -> Completion:
+        return await self._transports[request.model].complete(request)
+
+    async def aclose(self) -> None:
+        for transport in self._transports.values():
+            await transport.aclose()
+
+
+def instructor_models(config: Config) -> tuple[str, ...]:
+    """The chat models that the config's policies ask: what follows ``llm:``, saved agents included."""
+    names = [config.agent.name, config.evolve.policy, *config.evaluate.policies]
+    names += [_saved_name(name) for name in names]
+    models = [name.removeprefix(_PROMPTED) for name in names if name.startswith(_PROMPTED)]
+    return tuple(dict.fromkeys(model for model in models if model))
+
+
+def _saved_name(policy: str) -> str:
+    """The registry's name of the agent that a folder holds; empty if it holds none."""
+    try:
+        return str(json.loads((Path(policy) / "agent.json").read_text("utf-8"))["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # whoever loads it says what is wrong with it

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from instructgym.envs import Observer, load_action_set
+from instructgym.envs import OBSERVATION_MODES, Observer, load_action_set
 from instructgym.errors import ConfigError
 from instructgym.metrics.surface import SURFACE_FEATURES, surface_features
 from instructgym.rewards import HashingEncoder
@@ -91,6 +91,13 @@ async def test_tokens_are_bytes_with_a_mask_and_are_cut(make_dynamics):
     assert (await observer("tokens", length=3).observe(state))["mask"].tolist() == [1, 1, 1]
 
 
+async def test_tokens_come_with_the_operations_chosen_so_far(chain):
+    seen = observer("tokens")
+    assert str(seen.space["history"]) == "MultiDiscrete([8 8 8 8])"
+    found = [(await seen.observe(state))["history"].tolist() for state in chain]
+    assert found == [[A, A, A, A], [1, A, A, A], [1, 1, A, A], [1, 1, 2, A]]  # the second one was eliminated
+
+
 async def test_a_tokenizer_can_be_plugged_in(chain):
     class Words:
         vocab_size = 50
@@ -103,17 +110,24 @@ async def test_a_tokenizer_can_be_plugged_in(chain):
     assert (await seen.observe(chain[0]))["ids"].tolist() == [7, 3, 3, 3, 2, 5, 0, 0]
 
 
-@pytest.mark.parametrize("mode", ["flat", "dict", "tokens", "last_operation"])
+async def test_features_are_all_but_the_embeddings(chain):
+    for state in chain:
+        flat, features = [await observer(mode).observe(state) for mode in ("flat", "features")]
+        assert np.array_equal(features, flat[2 * D :])
+        whole, some = [await observer(mode).observe(state) for mode in ("dict", "features_dict")]
+        assert sorted(set(whole) - set(some)) == ["embedding", "shift"]
+        assert all(np.array_equal(whole[name], some[name]) for name in some)
+
+
+@pytest.mark.parametrize("mode", OBSERVATION_MODES)
 async def test_every_observation_is_in_its_space_and_a_new_object(chain, mode):
     seen = observer(mode)
     for state in chain:
         assert seen.space.contains(await seen.observe(state))
     first, second = await seen.observe(chain[1]), await seen.observe(chain[1])
     if isinstance(first, dict):
-        first, second = (
-            first["mask" if mode == "tokens" else "embedding"],
-            second["mask" if mode == "tokens" else "embedding"],
-        )
+        name = "mask" if mode == "tokens" else "counts"
+        first, second = first[name], second[name]
     assert not np.shares_memory(first, second)
 
 
@@ -130,7 +144,8 @@ def test_unknown_mode_names_the_nearest():
     with pytest.raises(ConfigError) as caught:
         observer("tokenz")
     assert str(caught.value) == (
-        "unknown observation 'tokenz'; did you mean 'tokens'? Known: flat, dict, tokens, last_operation."
+        "unknown observation 'tokenz'; did you mean 'tokens'? Known: flat, dict, features, features_dict, tokens, "
+        "last_operation."
     )
 
 

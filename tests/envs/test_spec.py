@@ -19,7 +19,7 @@ RULES = ", ".join(KNOWN_RULES)
         ({"horizon": True}, "horizon = True; expected a whole number of 1 or more."),
         ({"draws_per_seed": 0}, "draws_per_seed = 0; expected a whole number of 1 or more."),
         ({"penalty": -0.5}, "penalty = -0.5; expected a finite number of 0 or more: an eliminated rewrite earns its "),
-        ({"observation": "flatt"}, "unknown observation 'flatt'; did you mean 'flat'? Known: flat, dict, tokens, "),
+        ({"observation": "flatt"}, "unknown observation 'flatt'; did you mean 'flat'? Known: flat, dict, features, "),
         ({"expert": "simulatd"}, "unknown expert 'simulatd'; did you mean 'simulated'? Known: simulated, openai."),
         ({"expert": 3}, "expert is of type int; expected simulated or openai, an LLMBackend or an LLM."),
         ({"expert": "openai"}, "expert = 'openai' has no model; pass model='...', and base_url if it is elsewhere."),

@@ -25,13 +25,15 @@ class SB3VecEnv(VecEnv):
     what `step` does, for these K rows. After `retries` failures of a row it raises `BackendError`: `learn()` stops.
 
     Answers ``has_attr("action_masks")`` and ``env_method("action_masks")`` from ``info["action_mask"]`` (all legal
-    where the env gives none), as MaskablePPO asks. Episode statistics are `VecMonitor`'s business.
+    where the env gives none), as MaskablePPO asks. `steps_taken` counts transitions.
+    Episode statistics are `VecMonitor`'s business.
     """
 
     def __init__(self, vector_env: Any, *, retries: int = 3) -> None:
         require_same_step(vector_env)
         self.vector_env = vector_env
         self.retries = retries
+        self.steps_taken = 0
         self._seed: int | None = None
         self._actions: NDArray[np.int64] = np.zeros(vector_env.num_envs, np.int64)
         self._masks: NDArray[np.bool_] | None = None
@@ -56,6 +58,7 @@ class SB3VecEnv(VecEnv):
 
     def step_wait(self) -> tuple[Any, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
         obs, rewards, terminated, truncated, infos = self.vector_env.step(self._actions)
+        self.steps_taken += self.num_envs
         rows = [_row_info(infos, row) for row in range(self.num_envs)]
         self._masks = self._mask_of(infos)
         failed = np.flatnonzero(~valid_rows(infos, terminated | truncated))

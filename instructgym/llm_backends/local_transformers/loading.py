@@ -14,7 +14,17 @@ from instructgym.errors import ConfigError
 from instructgym.llm_backends.local_transformers.prompts import Prompts
 from instructgym.llm_backends.local_transformers.texts import Texts
 
-__all__ = ["LoadedModel", "ModelSource", "load", "model_source", "wrap"]
+__all__ = [
+    "LoadedModel",
+    "ModelSource",
+    "context_of",
+    "device_of",
+    "fetched",
+    "load",
+    "model_source",
+    "place_of",
+    "wrap",
+]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _T = TypeVar("_T")
@@ -75,15 +85,15 @@ def load(source: ModelSource) -> LoadedModel:
     import torch
     import transformers
 
-    name = _where(source)
-    device = _device(source.device)
+    name = place_of(source)
+    device = device_of(source.device)
     dtype = source.dtype
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
     options = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
     _log.info("loading '%s' (%s) onto %s", name, dtype, device)
-    tokenizer = _fetched(name, "tokenizer", lambda: transformers.AutoTokenizer.from_pretrained(name, **options))
-    model, report = _fetched(
+    tokenizer = fetched(name, "tokenizer", lambda: transformers.AutoTokenizer.from_pretrained(name, **options))
+    model, report = fetched(
         name,
         "model",
         lambda: transformers.AutoModelForCausalLM.from_pretrained(
@@ -133,13 +143,14 @@ def wrap(model: Any, tokenizer: Any, *, name: str) -> LoadedModel:
         texts=Texts(tokenizer),
         eos=frozenset(eos),
         pad=tokenizer.pad_token_id or 0,  # masked, so any token will do
-        context=_context(model.config.get_text_config()),
+        context=context_of(model.config.get_text_config()),
         steady=model.device.type == "cpu" and model.dtype == torch.float32,
         forward=forward,
     )
 
 
-def _context(config: Any) -> int | None:
+def context_of(config: Any) -> int | None:
+    """The positions of a model, by its text config; None if that does not say."""
     for name in ("max_position_embeddings", "max_seq_len"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
@@ -147,8 +158,8 @@ def _context(config: Any) -> int | None:
     return None
 
 
-def _where(source: ModelSource) -> str:
-    """The folder or the hub's name, as `from_pretrained` takes it."""
+def place_of(source: ModelSource) -> str:
+    """The folder or the hub's name, as `from_pretrained` takes it. Raises `ConfigError`."""
     folder = Path(source.model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -161,7 +172,8 @@ def _where(source: ModelSource) -> str:
     return source.model
 
 
-def _device(device: str) -> Any:
+def device_of(device: str) -> Any:
+    """The `torch.device` of a word; ``auto`` is CUDA where there is one. Raises `ConfigError`."""
     import torch
 
     if device == "auto":
@@ -177,7 +189,8 @@ def _device(device: str) -> Any:
     return chosen
 
 
-def _fetched(name: str, what: str, fetch: Callable[[], _T]) -> _T:
+def fetched(name: str, what: str, fetch: Callable[[], _T]) -> _T:
+    """What `fetch` loads of the model `name`, without a bar of progress. Raises `ConfigError`."""
     from transformers.utils import logging as transformers_logging
 
     showed_bars = transformers_logging.is_progress_bar_enabled()

@@ -10,6 +10,7 @@ from instructgym.llm_backends.prompting import fenced_blocks
 from instructgym.llm_backends.seeding import request_seed
 from instructgym.llm_backends.simulated.draws import Draws
 from instructgym.llm_backends.simulated.expert import rewrite
+from instructgym.llm_backends.simulated.instructor import QUESTION, pick_operation
 from instructgym.llm_backends.simulated.judge import Judged, judge, token_logprobs
 from instructgym.llm_backends.simulated.respond import respond
 from instructgym.llm_backends.simulated.reviewer import equality
@@ -24,9 +25,9 @@ _OPERATION = re.compile(r"^Operation: ([a-z0-9_]+)$", re.M)
 class SimulatedBackend:
     """Stands in for an LLM where there is no key, model or network.
 
-    It reads the prompt's first system line to tell a rewrite, a comparison and a judge's question from each other;
-    whatever is none of them is answered as an instruction. Nothing that it yields says anything of a language model's
-    quality.
+    It reads the prompt's first system line to tell a rewrite, a comparison, an instructor's choice and a judge's
+    question from each other; whatever is none of them is answered as an instruction. Nothing that it yields says
+    anything of a language model's quality.
     """
 
     name = "simulated"
@@ -68,6 +69,8 @@ class SimulatedBackend:
         elif system.startswith("You compare two instructions"):
             blocks = fenced_blocks(user)
             text = equality(blocks.get("first", ""), blocks.get("second", ""), draws)
+        elif system.startswith(QUESTION):
+            text = pick_operation(user, draws)
         else:
             judged = judge(system, user, draws)
             if judged is not None:

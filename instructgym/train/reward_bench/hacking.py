@@ -14,14 +14,14 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from instructgym.agents import Agent, make_agent
-from instructgym.agents.base import Algorithm
+from instructgym.agents.base import Agent, Algorithm
 from instructgym.agents.baselines import RandomAgent
 from instructgym.envs.spec import EnvConfig
 from instructgym.envs.vector_env import InstructionEvolutionVectorEnv
 from instructgym.llm_backends.simulated.truth import gained
 from instructgym.rewards.base import Reward
 from instructgym.train.chains import Chain, ChainJob, run_chains
+from instructgym.train.policies import build_agent
 from instructgym.train.reward_bench.scoring import score_all
 from instructgym.train.runtime import Runtime
 from instructgym.types import Score, Seed, Transition
@@ -112,7 +112,7 @@ def _trained(reward: Reward, runtime: Runtime, seeds: Sequence[Seed], steps: int
         NUM_ENVS,
         EnvConfig(
             action_set=runtime.action_set,
-            observation=config.env.observation,
+            **runtime.observation_options(config.agent.name, config.agent.kwargs),
             reward=reward,
             elimination=runtime.rules_for("hacking"),
             penalty=config.env.penalty,
@@ -126,14 +126,7 @@ def _trained(reward: Reward, runtime: Runtime, seeds: Sequence[Seed], steps: int
         ),
     )
     with contextlib.closing(env):
-        agent = make_agent(
-            config.agent.name,
-            env.single_observation_space,
-            env.single_action_space,
-            kwargs=config.agent.kwargs,
-            seed=config.run.seed,
-            action_names=runtime.action_set.names,
-        )
+        agent = build_agent(config.agent.name, runtime, config.agent.kwargs, config.run.seed, "hacking")
         if isinstance(agent, Algorithm):
             agent.learn(env, steps, progress=lambda done, metrics: env.end_rollout())
     return agent
@@ -147,7 +140,7 @@ def _chains(name: str, policy: Agent, runtime: Runtime, build: BuildReward, seed
         lambda: run_chains(
             jobs,
             dynamics=dynamics,
-            observer=runtime.observer,
+            observer=runtime.observer_for,
             run_seed=runtime.config.run.seed,
             width=runtime.config.limits.width,
         )
