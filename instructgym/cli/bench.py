@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from instructgym.cli.bench_policies import policies
 from instructgym.cli.faults import say
 from instructgym.cli.options import (
     BackendOption,
     BaseUrlOption,
     ConcurrencyOption,
     ModelOption,
-    RetryFailedOption,
     SeedsOption,
     SetOption,
     resolve,
@@ -22,7 +22,6 @@ from instructgym.cli.options import (
 from instructgym.errors import ConfigError
 
 if TYPE_CHECKING:
-    from instructgym.train.policy_bench import PolicyBench
     from instructgym.train.reward_bench import HackingMatrix, RewardBench
 
 __all__ = ["register"]
@@ -129,151 +128,6 @@ def rewards(
 
         draw_bench(bench, figure)
         typer.echo(f"wrote {figure}")
-
-
-def policies(
-    config: Annotated[
-        str,
-        typer.Argument(metavar="CONFIG", help="A named config, a TOML file, or a run's folder: what all cells share."),
-    ] = "quickstart",
-    policies: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES",
-            help="Agents by name with commas between, greedy, search, fixed (a row an operation), best_fixed, "
-            "FILE.py:NAME, the folder of a saved agent, or a name of [agents] in the config.",
-        ),
-    ] = "random,round_robin,best_fixed,ppo",
-    rewards: Annotated[
-        str, typer.Option(metavar="NAMES", help="Rewards by name, FILE.py:NAME; config: the config's.")
-    ] = "config",
-    action_sets: Annotated[
-        str, typer.Option(metavar="NAMES", help="Action sets by name, FILE.py:NAME; config: the config's.")
-    ] = "config",
-    budget_calls: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Expert calls of training, the same for every policy that learns.")
-    ] = 5000,
-    seeds: Annotated[
-        int, typer.Option(metavar="K", min=1, help="Runs of each policy and task, seeds counting up from run.seed.")
-    ] = 5,
-    jobs: Annotated[int, typer.Option(metavar="J", min=1, help="Processes, one thread each.")] = 1,
-    optimum: Annotated[
-        int,
-        typer.Option(
-            metavar="SEEDS",
-            min=0,
-            help="Held-out seeds on which all sequences are tried for the best score, where LLMs are simulated; "
-            "0: none.",
-        ),
-    ] = 8,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the benchmark.")] = Path("runs/policies"),
-    given: SetOption = None,
-    backend: BackendOption = None,
-    base_url: BaseUrlOption = None,
-    model: ModelOption = None,
-    concurrency: ConcurrencyOption = None,
-    retry_failed: RetryFailedOption = False,
-) -> None:
-    """Compare policies at equal numbers of expert calls.
-
-    Every policy that learns is trained with the same number of calls, and all are evaluated on held-out seeds with the
-    same draws of the expert. Every pair of a reward and an action set is a task. Arguments of one policy:
-    --set agents.NAME.key=value. The same command goes on where it was stopped; DIR then holds leaderboard.md, .csv,
-    results.json, figures, and a run's folder for each cell.
-    """
-    from instructgym.train.policy_bench import bench_policies
-
-    resolved = resolve(config, backend=backend, base_url=base_url, model=model, concurrency=concurrency, given=given)
-    bench = bench_policies(
-        resolved,
-        out,
-        policies=_names(policies),
-        rewards=_names(rewards),
-        action_sets=_names(action_sets),
-        budget_calls=budget_calls,
-        runs=seeds,
-        jobs=jobs,
-        optimum_seeds=optimum,
-        retry_failed=retry_failed,
-        progress=say,
-    )
-    _print_policies(bench)
-    if bench.exit_code:
-        raise typer.Exit(bench.exit_code)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _print_policies(bench: PolicyBench) -> None:
-    from instructgym.cli.tables import print_table, print_text
-    from instructgym.train.policy_bench.figure import FIGURES
-    from instructgym.train.policy_bench.report import FILES, interval_text, number, simulated_note
-
-    rows = []
-    for row in bench.document["leaderboard"]:
-        seconds = bench.seconds.get(row["policy"], {})
-        rows.append(
-            [
-                row["policy"],
-                number(row["iqm"]),
-                interval_text(row["iqm_interval_95"]),
-                number(row["optimality_gap"]),
-                number(row["beats_random"]),
-                number(row["train_calls"], ",.0f"),
-                number(row["calls_a_chain"], ".1f"),
-                number(row["reviewer_calls_a_chain"], ".1f"),
-                number(row["tokens_a_chain"], ",.0f"),
-                number(sum(seconds.values()), ".1f"),
-                row["cells"],
-            ]
-        )
-    ones = sorted({scale["one"] for scale in bench.document["scale"].values() if scale is not None})
-    print_table(
-        [
-            "policy",
-            "IQM",
-            "95%",
-            "gap",
-            "P(beats\nrandom)",
-            "training\ncalls",
-            "calls",
-            "reviewer",
-            "tokens",
-            "s",
-            "cells",
-        ],
-        rows,
-        title=f"Policies after {bench.document['facts']['budget_calls']:,} expert calls of training",
-        caption=f"Scores: 0 is uniform random, 1 is {' or '.join(ones)}. IQM: interquartile mean over cells. Gap: how "
-        f"far below 1. Calls, reviewer, tokens: a chain of the evaluation. s: a cell. {simulated_note(bench)}",
-    )
-    print_table(
-        ["policy", "calls", "accepted", "distinct", "Vendi", "distance", "calls to match\nrandom's Vendi"],
-        [
-            [
-                row["policy"],
-                number(row["calls"], ",.0f"),
-                number(row["accepted"], ",.0f"),
-                number(row["distinct"], ",.0f"),
-                number(row["vendi"], ".1f"),
-                number(row["mean_pairwise_distance"], ".3f"),
-                number(row["calls_to_match_vendi"], ",.0f") or "never",
-            ]
-            for row in bench.document["diversity"]
-        ],
-        title="The set that each makes with equal numbers of expert calls",
-    )
-    for name, reason in bench.failed.items():
-        print_text(f"failed: {name}: {reason}")
-    if bench.failed:
-        say("Cells failed; the others are finished. The same command tries those again.")
-    for name in (*FILES, *(f"{figure}.png" for figure in FIGURES)):
-        if (bench.out / name).is_file():
-            typer.echo(f"wrote {bench.out / name}")
-    if not (bench.out / f"{FIGURES[0]}.png").is_file():
-        say("no figures: they need matplotlib, pip install 'instructgym[plots]'")
 
 
 def _make_folder_of(path: Path, option: str) -> None:

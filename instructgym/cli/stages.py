@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from instructgym.train.config import Config
     from instructgym.train.pipeline import RunResult
 
-__all__ = ["register"]
+__all__ = ["default_folder", "register", "run_stages"]
 
 ALL: tuple[str, ...] = ()  # every stage, in the pipeline's order
 
@@ -89,7 +89,7 @@ def run(
         concurrency=concurrency,
         given=given,
     )
-    _run(resolved, out or _default_folder(config), ALL, retry_failed, dry_run)
+    run_stages(resolved, out or default_folder(config), ALL, retry_failed, dry_run)
 
 
 def train(
@@ -152,7 +152,7 @@ def train(
         concurrency=concurrency,
         given=given,
     )
-    _run(resolved, out or _default_folder(config), ("train",), retry_failed, dry_run, learn_on)
+    run_stages(resolved, out or default_folder(config), ("train",), retry_failed, dry_run, learn_on)
 
 
 def _learning_from(folders: Sequence[Path], config: str, given: list[str] | None) -> list[str]:
@@ -225,7 +225,7 @@ def evolve(
         more=more,
         given=given,
     )
-    _run(resolved, out or _default_folder(config), ("evolve",), retry_failed, dry_run)
+    run_stages(resolved, out or default_folder(config), ("evolve",), retry_failed, dry_run)
 
 
 def respond(folder: FolderArgument, given: SetOption = None, retry_failed: RetryFailedOption = False) -> None:
@@ -263,7 +263,7 @@ def _written(ran: set[str], summary: Mapping[str, Any]) -> dict[str, str]:
     return {**files, "summary.json": "", "report.html": ""}
 
 
-def _default_folder(config: str) -> Path:
+def default_folder(config: str) -> Path:
     return Path(config) if Path(config).is_dir() else Path("runs") / Path(config).stem
 
 
@@ -308,10 +308,10 @@ def _continue(folder: Path, given: list[str] | None, stages: Sequence[str], retr
 
     if not (folder / "config.toml").is_file():
         raise RunFolderError(f"'{folder}' is no run's folder (it holds no config.toml). Start with `instructgym run`.")
-    _run(resolve(str(folder), given=given), folder, stages, retry_failed)
+    run_stages(resolve(str(folder), given=given), folder, stages, retry_failed)
 
 
-def _run(
+def run_stages(
     config: Config,
     folder: Path,
     stages: Sequence[str],

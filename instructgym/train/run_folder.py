@@ -163,13 +163,15 @@ class RunFolder:
             sections: for each stage the sections of `identity` that it depends on.
             config_toml: the config as resolved, for people.
 
-        Raises `RunFolderError` if a stage that has begun here depends on a value that is now another.
+        Raises `RunFolderError` if a stage that has begun here depends on a value that is now another, or is none of
+        `sections`: a comparison of policies and a run do not share a folder.
         """
         self._sections = sections
         self._identity = json.loads(json.dumps({k: v for k, v in identity.items() if not _operational(k)}))
         held = self._read_json("run.json")
         if held is not None:
             self._check_schema(held)
+            self._check_kind()
             self._check_same(held["identity"])
         self.write_text("config.toml", config_toml)
         self.write_json(
@@ -266,6 +268,16 @@ class RunFolder:
                 f"'{self.path}' is a run folder of schema {held.get('schema')}, written by version "
                 f"{held.get('version')}; this version reads schema {SCHEMA}. Choose another folder."
             )
+
+    def _check_kind(self) -> None:
+        for path in sorted((self.path / "stages").glob("*.json")):
+            manifest = self._read_json(f"stages/{path.name}")
+            stage = manifest.get("stage") if isinstance(manifest, dict) and "state" in manifest else None
+            if stage is not None and stage not in self._sections:
+                raise RunFolderError(
+                    f"'{self.path}' holds something else: its stage '{stage}' is none of {', '.join(self._sections)}. "
+                    "Choose another folder."
+                )
 
     def _check_same(self, held: Mapping[str, Any]) -> None:
         begun = [stage for stage in self._sections if (self.path / "stages" / f"{stage}.json").exists()]

@@ -136,3 +136,35 @@ def test_bench_policies_names_what_is_wrong(invoke: Invoke, tmp_path: Path) -> N
     assert empty.exit_code == 2
     assert "a comparison needs at least one policy, one reward and one action set" in empty.stderr
     assert not (tmp_path / "bench").exists()
+
+
+def test_the_dry_run_of_policies_says_what_is_asked_and_writes_nothing(
+    invoke: Invoke, tmp_path: Path, seeds_file: Path
+) -> None:
+    out = tmp_path / "bench"
+    arguments = ["bench", "policies", "--policies", "random,greedy,ppo", "--action-sets", "core", "--seeds", "2"]
+    arguments += ["--rewards", "novelty", "--budget-calls", "100", "--out", str(out), "--dry-run", "--optimum", "1"]
+    arguments += ["--set", "env.horizon=2", "--set", "evaluate.draws=1", "--backend", "openai", "--model", "m"]
+    arguments += ["--base-url", "http://127.0.0.1:9/v1", "--set", f"seeds.path={json.dumps(str(seeds_file))}"]
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert not out.exists()
+    rows = [line.split() for line in result.stdout.splitlines()]
+    # Two held-out seeds and two steps are 4 calls a cell; greedy tries four operations at each; two cells a policy.
+    assert [row[:5] for row in rows if row and row[0] in ("random", "greedy", "ppo", "total")] == [
+        ["random", "2", "0", "8", "0"],
+        ["greedy", "2", "0", "32", "0"],
+        ["ppo", "2", "200", "8", "0"],
+        ["total", "6", "200", "48", "0"],
+    ]
+    assert "Dry run, on novelty on core: nothing was asked, nothing was written" in " ".join(result.stdout.split())
+    assert "US$" not in result.stdout
+    assert 'no cost: set budget.prices."MODEL" = {prompt = ..., completion = ...}' in result.stderr
+    priced = invoke(*arguments, "--set", "budget.prices.m={prompt=1.0,completion=2.0}", "--set", "budget.max_calls=50")
+    assert "US$" in priced.stdout
+    assert "no cost" not in priced.stderr
+    told = "a cell of ppo: budget.max_calls is 50, and the run will need about 104: it will stop there, and go on with"
+    assert told in " ".join(priced.stderr.split())
+    wrong = invoke("bench", "policies", "--policies", "randm", "--dry-run", "--out", out)
+    assert wrong.exit_code == 2
+    assert "unknown policy 'randm'" in wrong.stderr

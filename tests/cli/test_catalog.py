@@ -90,3 +90,34 @@ def test_describe_shows_one_operation_by_its_name(invoke: Invoke) -> None:
     assert ended.exit_code == 0
     assert "operation deepen, of action set" in ended.stdout
     assert "Operation: deepen" in ended.stdout
+
+
+def test_describe_says_how_a_config_names_an_object_of_the_users_own(invoke: Invoke, tmp_path: Path) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text(
+        "from instructgym.agents import Agent\n"
+        "from instructgym.agents.base import Algorithm\n"
+        "from instructgym.envs.operations import ActionSet, Rewrite\n"
+        "class Chooser(Agent):\n    '''Chooses.'''\n"
+        "class Learner(Algorithm):\n    '''Learns.'''\n"
+        "class Nothing:\n    '''No part.'''\n"
+        "chooser = Chooser()\n"
+        "def short(transition):\n    '''Scores.'''\n    return 0.0\n"
+        "MINE = ActionSet('mine', (Rewrite('shorten', 'Say the same in fewer words.', words=None),))\n"
+    )
+
+    def told(name: str) -> list[str]:
+        lines = invoke("describe", f"{own}:{name}").stdout.splitlines()
+        return [line.strip() for line in lines if "in a config: " in line]
+
+    quoted = {name: f'"{own}:{name}"' for name in ("Chooser", "Learner", "chooser", "short", "MINE")}
+    assert told("Learner") == [f"in a config: agent.name = {quoted['Learner']}, agent.kwargs.OPTION = VALUE"]
+    policy = "does not learn; in a config: evolve.policy = {}, or among evaluate.policies"
+    assert told("chooser") == [policy.format(quoted["chooser"])]
+    assert told("Chooser") == [
+        policy.format(quoted["Chooser"]),
+        f"its options, in a config: agents.{quoted['Chooser']}.OPTION = VALUE",
+    ]
+    assert told("short") == [f"in a config: reward.terms.{quoted['short']} = WEIGHT"]
+    assert told("MINE") == [f"in a config: env.action_set = {quoted['MINE']}"]
+    assert told("Nothing") == ["in a config: nothing; expected an Agent, a Reward, a function, or an ActionSet"]

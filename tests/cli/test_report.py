@@ -58,3 +58,8 @@ def test_without_simulation_nothing_is_called_simulated(capsys: pytest.CaptureFi
 
 def test_what_was_not_measured_is_left_empty() -> None:
     assert interval({"interval_95": None}) == ""
+
+
+def test_where_nothing_was_compared_a_line_says_so_instead_of_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_policies({"policies": {}, "seeds": 0}, [], title="Policies", simulated=True)
+    assert capsys.readouterr().out == "Policies: none was compared (evaluate.policies is empty).\n"

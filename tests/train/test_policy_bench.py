@@ -25,7 +25,8 @@ from instructgym.train.config_text import load_config
 from instructgym.train.policies import build_agent
 from instructgym.train.policy_bench import PolicyBench, bench_policies, make_plan
 from instructgym.train.policy_bench.cell import job_of, learning_curve, read_cell, run_cell
-from instructgym.train.policy_bench.diversity import calls_to_reach, set_by_calls
+from instructgym.train.policy_bench.diversity import calls_to_overtake, calls_to_reach, set_by_calls
+from instructgym.train.policy_bench.estimate import estimate_policies
 from instructgym.train.policy_bench.plan import Plan, Policy, Task
 from instructgym.train.policy_bench.standings import Result, leaderboard, scales, with_best_fixed
 from instructgym.train.policy_bench.workers import Job, run_jobs
@@ -80,7 +81,13 @@ def test_every_cell_is_trained_with_the_same_calls_and_planners_pay_for_what_the
     assert scale["one"] == "the exhaustive optimum"
     assert scale["optimum"]["trees"] == 2
     assert scale["optimum"]["uniform"] < scale["optimum"]["best_sequence"] <= scale["optimum"]["optimum"]
-    for name in ("config.toml", "cells/config--core/ppo/seed-1/ledger.sqlite", "leaderboard.png", "profiles.svg"):
+    for name in (
+        "config.toml",
+        "cells/config--core/ppo/seed-1/ledger.sqlite",
+        "leaderboard.png",
+        "profiles.svg",
+        "sets.svg",
+    ):
         assert (out / name).is_file(), name
 
 
@@ -123,6 +130,10 @@ def test_the_set_is_compared_at_equal_calls(finished: tuple[Config, Path, Policy
     assert {row["calls"] for row in rows.values()} == {4.0}  # 2 held-out seeds, 1 draw, 2 steps
     assert rows["greedy"]["accepted"] < rows["random"]["accepted"]  # a quarter of the steps
     assert rows["random"]["matched_vendi"] == "2 of 2"
+    assert (rows["random"]["overtook_vendi"], rows["ppo"]["overtook_vendi"]) == ("0 of 0", "0 of 2")  # 64 calls before
+    low, high = rows["random"]["vendi_interval_95"]
+    assert low <= rows["random"]["vendi"] <= high
+    assert rows["ppo"]["train_calls"] == 64
 
 
 # Going on ------------------------------------------------------------------------------------------------------------
@@ -203,6 +214,16 @@ def test_a_failed_cell_says_why_and_the_others_go_on(tmp_path: Path) -> None:
     assert "ValueError: no idea" in (tmp_path / "out/leaderboard.md").read_text("utf-8")
 
 
+def test_figures_are_drawn_without_a_word_where_every_cell_of_the_leaderboard_failed(tmp_path: Path) -> None:
+    config = config_for(write_seeds(tmp_path / "seeds.jsonl"))
+    found = bench(config, tmp_path / "out", ["ppo"], budget_calls=1, runs=1, optimum_seeds=0)
+    assert list(found.failed.values()) == [
+        "ConfigError: agent 'ppo' takes more than train.calls = 1 steps at a time; expected at least one rollout of 4 "
+        "envs. Raise the calls, or lower its n_steps or train.num_envs."
+    ]
+    assert (tmp_path / "out/profiles.png").is_file()
+
+
 # Plans ---------------------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +286,34 @@ def test_mistakes_are_told_before_anything_is_asked(tmp_path: Path) -> None:
 def test_arguments_that_nobody_takes_this_time_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     plan_for(tmp_path, "agents.pp.gamma=1.0")
     assert "agents.pp gives arguments to no policy of this comparison; did you mean 'ppo'? Known: ppo." in caplog.text
+
+
+def test_the_dry_run_counts_what_is_not_finished(tmp_path: Path, finished: tuple[Config, Path, PolicyBench]) -> None:
+    config, out, _ = finished
+    names = ("random", "greedy", "ppo", "round_robin", "search:2")
+    found = estimate_policies(config, out, policies=names, budget_calls=64, runs=3, optimum_seeds=1)
+    rows = {row.policy.name: row for row in found.rows}
+    assert {name: (row.cells, row.finished, row.to_run) for name, row in rows.items()} == {
+        "random": (3, 2, 1),
+        "greedy": (3, 2, 1),
+        "ppo": (3, 2, 1),
+        "round_robin": (3, 0, 3),
+        "search:2": (3, 0, 3),
+    }
+    asked = {name: (row.calls("expert", "train"), row.calls("expert", "evaluate")) for name, row in rows.items()}
+    each = 4  # 2 held-out seeds, 2 steps
+    assert asked["random"] == (0, each)
+    assert asked["greedy"] == (0, each * 4)
+    assert asked["ppo"] == (64, each)
+    assert asked["round_robin"] == (0, 3 * each)
+    assert asked["search:2"] == (0, 3 * 2 * (2 + 2 * (20 + 4)))  # by seed: two steps, and two trees of 20 and of 4
+    assert 0 < rows["ppo"].calls("reviewer") <= 2 * (64 + each)  # in both orders, unless the rewrite was eliminated
+    assert (found.optima, found.cost_usd) == (1, 0.0)
+    done = estimate_policies(config, out, policies=("random", "ppo"), budget_calls=64, runs=2, optimum_seeds=1)
+    assert sum(row.calls("expert") for row in done.rows) == done.optima == 0
+    fresh = estimate_policies(config, tmp_path / "new", policies=("ppo",), budget_calls=64, runs=2)
+    assert (sum(row.to_run for row in fresh.rows), fresh.optima) == (4, 2)  # random is measured too
+    assert not (tmp_path / "new").exists()
 
 
 # Equal calls ---------------------------------------------------------------------------------------------------------
@@ -408,6 +457,18 @@ def test_the_calls_to_reach_a_value_lie_on_the_line_between_points() -> None:
     assert calls_to_reach(points, "vendi", 1.0) == 5.0
     assert calls_to_reach(points, "vendi", 4.1) is None
     assert calls_to_reach([{"calls": 10, "vendi": None}], "vendi", 1.0) is None
+
+
+def test_with_the_calls_of_training_counted_a_set_overtakes_later_or_not_at_all() -> None:
+    reference = [{"calls": calls, "vendi": calls / 10} for calls in (10, 20, 30, 40)]
+    better = [{"calls": calls, "vendi": calls / 5} for calls in (10, 20, 30, 40)]
+    assert calls_to_overtake(better, reference, "vendi", 0.0) == 10.0
+    assert calls_to_overtake(better, reference, "vendi", 15.0) == 35.0  # 20 calls: 4.0 against 3.5
+    assert calls_to_overtake(better, reference, "vendi", 25.0) is None
+    assert calls_to_overtake(better, reference, "vendi", 100.0) is None  # the reference does not last so long
+    ahead_for_a_while = [{"calls": 10, "vendi": 2.0}, {"calls": 40, "vendi": 3.0}]
+    assert calls_to_overtake(ahead_for_a_while, reference, "vendi", 0.0) is None
+    assert calls_to_overtake([{"calls": 10, "vendi": None}], reference, "vendi", 0.0) is None
 
 
 # Processes -----------------------------------------------------------------------------------------------------------

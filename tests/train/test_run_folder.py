@@ -113,6 +113,18 @@ def test_a_key_that_only_one_side_has_is_another_run(folder: RunFolder) -> None:
         folder.claim({**IDENTITY, "train.num_envs": 3}, SECTIONS, "")
 
 
+def test_the_folder_of_another_kind_of_work_is_refused_and_left_as_it_is(folder: RunFolder) -> None:
+    finish(folder, "train")
+    before = (folder.path / "run.json").read_bytes()
+    with pytest.raises(RunFolderError) as caught:
+        folder.claim({"run.seed": 0}, {"bench": ("run",)}, "# another\n")
+    assert str(caught.value) == (
+        f"'{folder.path}' holds something else: its stage 'train' is none of bench. Choose another folder."
+    )
+    assert (folder.path / "run.json").read_bytes() == before
+    assert (folder.path / "config.toml").read_text() == "# config\n"
+
+
 def test_the_folder_of_another_schema_is_refused(folder: RunFolder) -> None:
     folder.write_json("run.json", {"schema": 99, "version": "9.9", "identity": {}})
     with pytest.raises(RunFolderError) as caught:

@@ -12,7 +12,7 @@ from instructgym.rewards.encoders.base import Encoder
 from instructgym.train.chains import DIGITS
 from instructgym.types import Instruction
 
-__all__ = ["MEASURES", "calls_to_reach", "set_by_calls"]
+__all__ = ["MEASURES", "calls_to_overtake", "calls_to_reach", "set_by_calls"]
 
 MEASURES = ("accepted", "distinct", "vendi", "mean_pairwise_distance", "distinct_2")
 """Accepted rewrites, different texts among them, and three measures of those texts."""
@@ -69,6 +69,26 @@ def calls_to_reach(points: Sequence[Mapping[str, Any]], measure: str, target: fl
             return float(before_calls + max(0.0, share) * (point["calls"] - before_calls))
         before_calls, before = point["calls"], value
     return None
+
+
+def calls_to_overtake(
+    points: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], measure: str, spent: float
+) -> float | None:
+    """The calls in all from which on `measure` is above that of `reference` at as many calls; None if it is not.
+
+    `spent` calls came before the first of `points`: those of training. The two are compared for as long as `reference`
+    lasts, which is read off by straight lines between its points; whoever falls behind again has not overtaken.
+    """
+    known = [(0.0, 0.0), *((point["calls"], point[measure]) for point in reference if point[measure] is not None)]
+    calls, values = np.array(known, np.float64).T
+    found: float | None = None
+    for point in points:
+        total = spent + point["calls"]
+        if point[measure] is None or total > calls[-1]:
+            continue
+        ahead = point[measure] > float(np.interp(total, calls, values))
+        found = (total if found is None else found) if ahead else None
+    return found
 
 
 def _text(row: Mapping[str, Any]) -> str | None:

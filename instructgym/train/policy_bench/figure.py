@@ -1,4 +1,4 @@
-"""The leaderboard, the learning curves and the performance profiles as pictures."""
+"""The leaderboard, the learning curves, the performance profiles and the sets as pictures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from instructgym.train.run_folder import RunFolder
 
 __all__ = ["FIGURES", "draw_figures"]
 
-FIGURES = ("leaderboard", "learning_curves", "profiles")
+FIGURES = ("leaderboard", "learning_curves", "profiles", "sets")
 _FORMATS = ("png", "svg")
 _MARKERS = "osD^vP*X<>"
 
@@ -29,6 +29,7 @@ def draw_figures(document: Mapping[str, Any], folder: RunFolder) -> None:
         "leaderboard": _leaderboard(document, colours),
         "learning_curves": _curves(document, colours),
         "profiles": _profiles(document, colours),
+        "sets": _sets(document, colours),
     }
     for name, figure in drawn.items():
         for form in _FORMATS:
@@ -166,5 +167,32 @@ def _profiles(document: Mapping[str, Any], colours: Mapping[str, Any]) -> Any:
     axes.set_ylabel("share of cells above it")
     axes.set_ylim(-0.03, 1.03)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
+    if document["profiles"]["policies"]:
+        figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
+def _sets(document: Mapping[str, Any], colours: Mapping[str, Any]) -> Any:
+    """How large and how diverse the set is after so many calls, the mean over cells."""
+    figure = _figure(9.6, 4.2, "The set that each makes, against the expert calls that make it", document)
+    shown: dict[str, Any] = {}
+    measures = (("distinct", "different texts"), ("vendi", "Vendi score: effectively different texts"))
+    for axes, (measure, words) in zip(figure.subplots(1, 2), measures, strict=True):
+        for name, (colour, marker) in colours.items():
+            sets = [
+                cell["sets"] for cell in document["cells"] if cell["state"] == "finished" and cell["policy"] == name
+            ]
+            # Cells of one benchmark have the same points: what a task and a seed hold out is as large in all.
+            curves = np.array([[point[measure] or 0.0 for point in points] for points in sets], np.float64)
+            if len(curves):
+                calls = [point["calls"] for point in sets[0]]
+                style = {"marker": marker, "markersize": 4, "markevery": 4}
+                (line,) = axes.plot(calls, curves.mean(axis=0), color=colour, label=name, **style)
+                axes.fill_between(calls, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.12)
+                shown.setdefault(name, line)
+        axes.set_xlabel("expert calls, without those of training")
+        axes.set_ylabel(words)
+        axes.grid(alpha=0.3)
+    if shown:
+        figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize=8)
     return figure

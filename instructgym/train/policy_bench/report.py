@@ -75,8 +75,8 @@ def number(value: float | None, form: str = ".2f") -> str:
     return text if any(digit in text for digit in "123456789") else text.removeprefix("-")
 
 
-def interval_text(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f"[{number(interval[0])}, {number(interval[1])}]"
+def interval_text(interval: Sequence[float] | None, form: str = ".2f") -> str:
+    return "" if interval is None else f"[{number(interval[0], form)}, {number(interval[1], form)}]"
 
 
 def _as_csv(bench: PolicyBench) -> str:
@@ -129,8 +129,9 @@ def _as_markdown(bench: PolicyBench) -> str:
         _diversity(document),
         "Accepted rewrites of the evaluation, without training's calls, which stand beside them. Vendi: the effective "
         "number of different texts; distance: mean pairwise, both by the encoder. Calls to match: after how many calls "
-        "the set is as large (distinct texts), or as diverse (Vendi), as random's after all of them; in brackets how "
-        "many cells get there.",
+        "the set is as large (distinct texts), or as diverse (Vendi), as random's after all of them. Ahead from: with "
+        "the calls of training counted, from how many in all on the set is ahead of random's after as many. In "
+        "brackets how many cells get there.",
     ]
     if bench.failed:
         parts += ["## Failed cells", "\n".join(f"- {name}: {reason}" for name, reason in bench.failed.items())]
@@ -211,21 +212,24 @@ def _diversity(document: dict[str, Any]) -> str:
             _whole(row["calls"]),
             _whole(row["accepted"]),
             _whole(row["distinct"]),
-            number(row["vendi"], ".1f"),
+            f"{number(row['vendi'], '.1f')} {interval_text(row['vendi_interval_95'], '.1f')}".strip(),
             number(row["mean_pairwise_distance"], ".3f"),
             number(row["distinct_2"], ".3f"),
-            *(_matched(row, measure) for measure in ("distinct", "vendi")),
+            *(_reached(row, "calls_to_match", "matched", measure) for measure in ("distinct", "vendi")),
+            *(_reached(row, "calls_to_overtake", "overtook", measure) for measure in ("distinct", "vendi")),
         ]
         for row in document["diversity"]
     ]
     columns = ["policy", "training calls", "calls", "accepted", "distinct", "Vendi", "distance", "distinct-2"]
-    return _table([*columns, "calls to match: distinct", "Vendi"], rows, left=1)
+    columns += ["calls to match: distinct", "Vendi", "ahead from: distinct", "Vendi"]
+    return _table(columns, rows, left=1)
 
 
-def _matched(row: dict[str, Any], measure: str) -> str:
-    calls = row[f"calls_to_match_{measure}"]
-    there = row[f"matched_{measure}"]
-    return f"never ({there})" if calls is None else f"{calls:,.0f} ({there})"
+def _reached(row: dict[str, Any], calls: str, count: str, measure: str) -> str:
+    value, there = row[f"{calls}_{measure}"], row[f"{count}_{measure}"]
+    if there == "0 of 0":
+        return ""
+    return f"never ({there})" if value is None else f"{value:,.0f} ({there})"
 
 
 def _whole(value: float | None) -> str:

@@ -20,7 +20,7 @@ from instructgym.metrics.comparison import (
 )
 from instructgym.train.chains import DIGITS
 from instructgym.train.policies import FIXED
-from instructgym.train.policy_bench.diversity import MEASURES, calls_to_reach
+from instructgym.train.policy_bench.diversity import MEASURES, calls_to_overtake, calls_to_reach
 from instructgym.train.policy_bench.plan import BEST_FIXED, RANDOM, Plan, Policy, Task
 
 __all__ = ["PROFILE_POINTS", "Result", "Scale", "diversity_rows", "leaderboard", "pairwise", "profiles", "scales"]
@@ -219,7 +219,8 @@ def diversity_rows(names: Sequence[str], plan: Plan, results: Sequence[Result]) 
     """The set that a policy makes with equal numbers of expert calls, the mean over cells.
 
     `calls_to_match` is how many calls reach the value that random reaches with all of them, of the same task and seed:
-    the mean over the cells that get there, of which there are `matched`.
+    the mean over the cells that get there, of which there are `matched`. `calls_to_overtake` counts the calls of
+    training too: from how many in all on the set is ahead of random's after as many, where it is so to the end.
     """
     random = {(result.task, result.seed): result.document["sets"] for result in results if result.policy == RANDOM}
     rows = []
@@ -232,20 +233,39 @@ def diversity_rows(names: Sequence[str], plan: Plan, results: Sequence[Result]) 
         for measure in MEASURES:
             values = [point[measure] for point in last if point[measure] is not None]
             row[measure] = _rounded(float(np.mean(values))) if values else None
+        row["vendi_interval_95"] = _interval(mean_score, _last_by_task(own, plan, "vendi"))
+        pairs = [(result, random[result.task, result.seed]) for result in own if (result.task, result.seed) in random]
         for measure in ("distinct", "vendi"):
-            pairs = [(result.document["sets"], random.get((result.task, result.seed))) for result in own]
+            known = [(result, theirs) for result, theirs in pairs if theirs[-1][measure] is not None]
             reached = [
-                calls_to_reach(points, measure, theirs[-1][measure])
-                for points, theirs in pairs
-                if theirs is not None and theirs[-1][measure] is not None
+                calls_to_reach(result.document["sets"], measure, theirs[-1][measure]) for result, theirs in known
             ]
-            there = [calls for calls in reached if calls is not None]
-            row[f"calls_to_match_{measure}"] = _rounded(float(np.mean(there))) if there else None
-            row[f"matched_{measure}"] = f"{len(there)} of {len(reached)}"
-        training = [result.document["train"] for result in own if result.document["train"] is not None]
-        row["train_calls"] = _per_cell(training, "calls")
+            overtook = [
+                calls_to_overtake(result.document["sets"], theirs, measure, _training_calls(result))
+                for result, theirs in known
+                if name != RANDOM
+            ]
+            row |= _mean_of_those(f"calls_to_match_{measure}", f"matched_{measure}", reached)
+            row |= _mean_of_those(f"calls_to_overtake_{measure}", f"overtook_{measure}", overtook)
+        row["train_calls"] = _per_cell([{"calls": _training_calls(result)} for result in own], "calls")
         rows.append(row)
     return rows
+
+
+def _training_calls(result: Result) -> float:
+    training = result.document["train"]
+    return 0.0 if training is None else float(training["calls"])
+
+
+def _last_by_task(results: Sequence[Result], plan: Plan, measure: str) -> list[NDArray[np.float64]]:
+    """What `measure` is after all calls, one array of cells a task."""
+    values = [(result.task, result.document["sets"][-1][measure]) for result in results]
+    return [np.array([value for at, value in values if at == task and value is not None]) for task in plan.tasks]
+
+
+def _mean_of_those(name: str, count: str, values: Sequence[float | None]) -> dict[str, Any]:
+    there = [value for value in values if value is not None]
+    return {name: _rounded(float(np.mean(there))) if there else None, count: f"{len(there)} of {len(values)}"}
 
 
 def _interval(statistic: Any, *groups: Scores) -> list[float] | None:
