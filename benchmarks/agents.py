@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -29,8 +30,7 @@ import torch
 from _report import Report, parser
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorWrapper
-from learning import DRAW, UNSEEN_TOPICS, agent_returns, interval, parts, tree_of
-from numpy.typing import NDArray
+from learning import DRAW, UNSEEN_TOPICS, agent_returns, bounds, interval, parts, tree_of
 
 from instructgym.agents import PPO, PPOConfig, Task, evaluate, load_agent, make_agent, save_agent
 from instructgym.envs.dynamics import Dynamics
@@ -225,7 +225,7 @@ def share(report: Report, jobs: int, names: tuple[str, ...]) -> None:
         for name in names:
             own = np.stack([(found[name, seed][group] - random) / (optimum - random) for seed in range(seeds)])
             best = max(best, float(own.mean()))
-            apart = _low(own) > _high(fixed[None])
+            apart = bounds(own)[0] > bounds(fixed[None])[1]
             case = f"{group}: {name}, {steps:,} steps, {seeds} seeds, 95% {interval(own)}"
             if group == "known topics":
                 report.row(case, float(own.mean()), "of the scale", "above the best fixed sequence, apart", apart)
@@ -241,19 +241,6 @@ def share(report: Report, jobs: int, names: tuple[str, ...]) -> None:
         report.row(f"{name}: the learner's time a step", value, "us")
     ratio = median(ratios)
     report.row("learner's time, Stable-Baselines3 / ours", ratio, "times", ">= 1.8", ratio >= 1.8)
-
-
-def _bounds(values: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = interval(values).strip("[]").split(", ")
-    return float(low), float(high)
-
-
-def _low(values: NDArray[np.float64]) -> float:
-    return _bounds(values)[0]
-
-
-def _high(values: NDArray[np.float64]) -> float:
-    return _bounds(values)[1]
 
 
 def seeds_of(quick: bool) -> tuple[tuple[Seed, ...], dict[str, tuple[Seed, ...]]]:
@@ -306,8 +293,6 @@ def _attentive(task: tuple[str, int, int, tuple[Seed, ...], tuple[Seed, ...]]) -
     finally:
         env.close()
     if trained_on == "six":
-        import tempfile
-
         with tempfile.TemporaryDirectory() as folder:
             save_agent(agent, folder, action_set_hash=SIX.hash, action_set_names=SIX.names)
             agent = load_agent(folder, expected_action_set_hash=SEVEN.hash, task=task_of(SEVEN))
@@ -335,13 +320,14 @@ def _among_seven(agent: Any, held_out: tuple[Seed, ...], draws: int = 4) -> dict
         run_chains(jobs, dynamics=dynamics, observer=observer, run_seed=0, width=16, deterministic=True)
     )
     taken = [step for chain in chains for step in chain.steps]
-    own = [step for step in taken if step.transition.operation == "elaborate"]
-    paid = [step.reward or 0.0 for step in own]
+    pay: dict[bool, list[float]] = {True: [], False: []}  # of the seventh, and of the others
+    for step in taken:
+        pay[step.transition.operation == ELABORATE.name].append(step.reward or 0.0)
     return {
         "returns": np.array([chain.total_reward for chain in chains]).reshape(draws, len(held_out)).mean(axis=0),
-        "share": len(own) / len(taken),
-        "paid": float(np.mean(paid)) if paid else float("nan"),
-        "paid others": float(np.mean([step.reward or 0.0 for step in taken if step not in own])),
+        "share": len(pay[True]) / len(taken),
+        "paid": float(np.mean(pay[True])) if pay[True] else float("nan"),
+        "paid others": float(np.mean(pay[False])) if pay[False] else float("nan"),
     }
 
 
@@ -361,7 +347,7 @@ def transfer(report: Report, jobs: int) -> None:
         report.row(f"seven operations, {words}: mean return", means[kind], "reward")
         report.row("... takes the seventh in", 100 * float(np.mean([run["share"] for run in runs])), "% of steps")
         report.row("... what the seventh pays then", float(np.nanmean([run["paid"] for run in runs])), "reward")
-        report.row("... what the others pay", float(np.mean([run["paid others"] for run in runs])), "reward")
+        report.row("... what the others pay", float(np.nanmean([run["paid others"] for run in runs])), "reward")
     ratio = means["six"] / means["seven"]
     report.row("return of six to seven, of seven", ratio, "times", ">= 0.9", ratio >= 0.9)
 

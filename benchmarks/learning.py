@@ -195,12 +195,17 @@ def _search(task: tuple[Seed, int]) -> float:
     return search_return(*task)
 
 
-def interval(values: NDArray[np.float64]) -> str:
+def bounds(values: NDArray[np.float64]) -> tuple[float, float]:
     """95% of a bootstrap over agents and seed instructions alike; `values` (agents, seeds) on the scale."""
     rng = np.random.default_rng(0)
     agents, seeds = values.shape
     means = [values[rng.integers(agents, size=agents)][:, rng.integers(seeds, size=seeds)].mean() for _ in range(2_000)]
     low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def interval(values: NDArray[np.float64]) -> str:
+    low, high = bounds(values)
     return f"[{low:.2f}, {high:.2f}]"
 
 

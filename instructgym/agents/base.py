@@ -49,6 +49,7 @@ class Agent:
     observes: bool = True
     observation: str | None = None
     observation_tokenizer: str | None = None
+    any_actions: bool = False
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -59,8 +60,6 @@ class Agent:
     def reads(cls, kwargs: Mapping[str, Any]) -> tuple[str | None, str | None]:
         """`observation` and `observation_tokenizer` of an agent that is made with these arguments."""
         return cls.observation, cls.observation_tokenizer
-
-    any_actions: bool = False
 
     def act(
         self,
