@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -43,9 +43,11 @@ __all__ = [
     "RewardSection",
     "RoleBudgetSection",
     "RunSection",
+    "Section",
     "SeedsSection",
     "TrainSection",
     "advice",
+    "build",
     "build_config",
     "flatten",
 ]
@@ -65,7 +67,12 @@ EXPORT_FORMATS = ("alpaca", "messages", "parquet")
 
 
 class Section(BaseModel):
+    """A part of a config: frozen, no unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+
+
+C = TypeVar("C", bound=Section)
 
 
 class RunSection(Section):
@@ -465,16 +472,21 @@ def advice(config: Config) -> tuple[str, ...]:
 
 def build_config(data: Mapping[str, Any], source: str = "config") -> Config:
     """Validate plain values. Raises `ConfigError` with every fault, one a line."""
-    faults = unknown_keys(Config, data)
+    return build(Config, data, source)
+
+
+def build(kind: type[C], data: Mapping[str, Any], source: str) -> C:
+    """The config of a kind from plain values. Raises `ConfigError` with every fault, one a line."""
+    faults = unknown_keys(kind, data)
     if not faults:
         try:
-            return Config.model_validate(dict(data))
+            return kind.model_validate(dict(data))
         except ValidationError as error:
             faults = fault_lines(error)
     raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
 
 
-def flatten(config: Config) -> dict[str, Any]:
+def flatten(config: Section) -> dict[str, Any]:
     """Every value under its dotted key, in the order of the sections; None stands for 'not set'."""
 
     def walk(prefix: str, value: Any) -> dict[str, Any]:

@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from instructgym.errors import ConfigError
-from instructgym.train.config import Config, build_config
+from instructgym.train.config import C, Config, Section, build
 from instructgym.train.config_faults import nearest
 
-__all__ = ["apply_overrides", "config_names", "json_schema", "load_config", "to_toml"]
+__all__ = ["apply_overrides", "config_names", "json_schema", "load_config", "load_config_of", "to_toml"]
 
 _PART = r"""(?:"[^"\n]+"|'[^'\n]+'|[^\s."'=]+)"""
 _KEY_PART = re.compile(_PART)
 _KEY = re.compile(rf"\s*({_PART}(?:\s*\.\s*{_PART})*)\s*=")
 
 
-def config_names() -> list[str]:
-    """The named configs of the package."""
-    folder = resources.files("instructgym") / "data"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+def config_names(folder: str = "") -> list[str]:
+    """The named configs of the package; those of another kind than the main job's have a folder of their own."""
+    entries = (resources.files("instructgym") / "data" / folder).iterdir()
+    return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
 
 
 def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -32,27 +32,32 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
 
     Raises `ConfigError` if there is no such config, it is not TOML, or a value or key is wrong.
     """
-    text, source = _read(name_or_path)
+    return load_config_of(Config, name_or_path, overrides)
+
+
+def load_config_of(kind: type[C], name_or_path: str | Path, overrides: Sequence[str] = (), folder: str = "") -> C:
+    """`load_config` for a config of any kind, whose named ones stand in `folder`."""
+    text, source = _read(name_or_path, folder)
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not valid TOML: {error}.") from error
-    return build_config(apply_overrides(data, overrides), source)
+    return build(kind, apply_overrides(data, overrides), source)
 
 
-def _read(name_or_path: str | Path) -> tuple[str, str]:
+def _read(name_or_path: str | Path, folder: str) -> tuple[str, str]:
     name = str(name_or_path)
-    if name in config_names():
-        return (resources.files("instructgym") / "data" / f"{name}.toml").read_text("utf-8"), name
+    if name in config_names(folder):
+        return (resources.files("instructgym") / "data" / folder / f"{name}.toml").read_text("utf-8"), name
     try:
         return Path(name).read_text("utf-8"), name
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: not valid UTF-8 at byte {error.start}; a config is a TOML file.") from error
     except OSError as error:
-        near = nearest(name, config_names()) or "."
+        near = nearest(name, config_names(folder)) or "."
         raise ConfigError(
-            f"no config '{name}'{near} It is neither one of {', '.join(config_names())} nor a file that can be read "
-            f"({error.strerror})."
+            f"no config '{name}'{near} It is neither one of {', '.join(config_names(folder))} nor a file that can be "
+            f"read ({error.strerror})."
         ) from error
 
 
@@ -104,8 +109,8 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def to_toml(config: Config) -> str:
-    """The config as resolved; `load_config` of the text gives an equal config."""
+def to_toml(config: Section) -> str:
+    """The config as resolved; reading the text gives an equal config."""
     import tomli_w
 
     return str(tomli_w.dumps(_without_none(json.loads(config.model_dump_json()))))

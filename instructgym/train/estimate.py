@@ -16,9 +16,10 @@ from instructgym.llm_backends.pricing import Price, price_of, tokens_at_most
 from instructgym.llm_backends.simulated import SimulatedBackend
 from instructgym.train.chains import Chain, ChainJob, run_chains
 from instructgym.train.config import INSTRUCTOR, LLM_ROLES, BudgetSection, Config, LimitsSection
+from instructgym.train.connection import budget_of
 from instructgym.train.policies import PROMPTED, build_agent, policy_names
 from instructgym.train.respond import answer_sampling
-from instructgym.train.runtime import Runtime, budget_of
+from instructgym.train.runtime import Runtime
 from instructgym.train.stage import SeedSplit
 from instructgym.train.transports import instructor_models
 from instructgym.types import Completion, Request
@@ -202,7 +203,7 @@ def _evaluated(config: Config, seeds: SeedSplit, runtime: Runtime) -> int:
 
 def _row(stage: str, role: str, asked: _Asked, config: Config, runtime: Runtime) -> EstimateRow:
     model = ", ".join(instructor_models(config)) if role == INSTRUCTOR else runtime.model_name(role)
-    price = price_of(model, budget_of(config.budget).prices)
+    price = price_of(model, budget_of(config.budget, LLM_ROLES).prices)
     if runtime.settings(role).backend in ("transformers", "replay"):
         price = Price(0.0, 0.0)
 

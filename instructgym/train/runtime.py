@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from instructgym.errors import ConfigError, UsageError
+from instructgym.errors import ConfigError
 from instructgym.llm_backends.base import LLM, LLMBackend
-from instructgym.train.accounting import CountingBackend
-from instructgym.train.config import (
-    INSTRUCTOR,
-    LLM_ROLES,
-    ROLES,
-    BudgetSection,
-    Config,
-    LLMSettings,
-    RoleBudgetSection,
-)
-from instructgym.types import Sampling
+from instructgym.train.config import INSTRUCTOR, LLM_ROLES, ROLES, Config, LLMSettings
+from instructgym.train.connection import Connection, limits_of, sampling_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,33 +21,24 @@ if TYPE_CHECKING:
     from instructgym.envs.elimination import EliminationRules
     from instructgym.envs.observations import Observer
     from instructgym.envs.operations import ActionSet
-    from instructgym.llm_backends.budget import Budget
-    from instructgym.llm_backends.portal import Portal
-    from instructgym.llm_backends.stack import BackendStack
     from instructgym.llm_backends.tokenizing import Tokenizer
     from instructgym.rewards.base import Reward
     from instructgym.rewards.encoders.base import Encoder
-    from instructgym.train.traffic import TrafficMeter
     from instructgym.train.transports import Transports
 
-__all__ = ["Runtime", "budget_of", "observation_of"]
-
-T = TypeVar("T")
+__all__ = ["Runtime", "observation_of"]
 
 _BYTES, _TOKENS = 2048, 512
 """How long observation 'tokens' is where the config does not say: about as much text in both."""
 
 
-class Runtime:
+class Runtime(Connection):
     """Parts are built when they are first asked for. `connect` opens what talks to LLMs, `close` closes it."""
 
     def __init__(self, config: Config) -> None:
+        super().__init__()
         self.config = config
-        self._portal: Portal | None = None
         self._transports: Transports | None = None
-        self._stack: BackendStack | None = None
-        self._counting: CountingBackend | None = None
-        self._meter: TrafficMeter | None = None
         self._recorded: dict[str, list[tuple[str, str]]] = {}
         self._observers: dict[tuple[str, str, int], Observer] = {}
 
@@ -197,67 +178,11 @@ class Runtime:
         self, ledger_path: Path | None, *, retry_failed: bool = False, transport: LLMBackend | None = None
     ) -> None:
         """Open the portal and the backend stack on the run's ledger; `transport` takes the place of the config's."""
-        from instructgym.llm_backends.limits import Limits
-        from instructgym.llm_backends.portal import acquire_portal
-        from instructgym.llm_backends.pricing import price_of
-        from instructgym.llm_backends.stack import open_stack
-        from instructgym.train.traffic import TrafficMeter
         from instructgym.train.transports import Transports
 
-        config = self.config
-        limits = Limits(
-            concurrency=config.limits.concurrency,
-            requests_per_minute=config.limits.requests_per_minute,
-            tokens_per_minute=config.limits.tokens_per_minute,
-            adaptive=config.limits.adaptive,
-        )
-        budget = budget_of(config.budget)
         if transport is None:
-            transport = self._transports = Transports(config, limits)
-        self._stack = open_stack(
-            transport,
-            ledger_path=ledger_path,
-            run_seed=config.run.seed,
-            max_attempts=config.retry.max_attempts,
-            deadline_s=config.retry.deadline_s,
-            backoff_s=config.retry.backoff_s,
-            backoff_cap_s=config.retry.backoff_cap_s,
-            budget=budget,
-            limits=limits,
-            fsync=config.ledger.fsync,
-            retry_failed=retry_failed,
-        )
-        self._counting = CountingBackend(self._stack.backend)
-        ledger = self._stack.ledger
-        self._meter = TrafficMeter(
-            self._stack.store.tallies,
-            lambda: ledger.hits,
-            lambda: ledger.in_flight,
-            lambda model: price_of(model, budget.prices),
-        )
-        self._portal = acquire_portal()
-
-    @property
-    def connected(self) -> bool:
-        return self._portal is not None
-
-    @property
-    def counting(self) -> CountingBackend:
-        if self._counting is None:
-            raise UsageError("the runtime is not connected; call connect() before asking an LLM")
-        return self._counting
-
-    @property
-    def traffic(self) -> TrafficMeter | None:
-        """What this process has asked so far; None before `connect`."""
-        return self._meter
-
-    @property
-    def has_answers(self) -> bool:
-        """True if the ledger holds an answer or a final failure: something that was paid for or decided."""
-        if self._stack is None:
-            return False
-        return any(stats.calls or stats.failed for stats in self._stack.stats().values())
+            transport = self._transports = Transports(self.config, limits_of(self.config.limits))
+        self.open(transport, self.config, ledger_path=ledger_path, roles=LLM_ROLES, retry_failed=retry_failed)
 
     def llm(self, role: str, stage: str) -> LLM:
         """The LLM of a role, its calls accounted to `stage`."""
@@ -281,15 +206,7 @@ class Runtime:
         return of_model
 
     def _llm(self, role: str, model: str, stage: str) -> LLM:
-        settings = self.settings(role)
-        sampling = Sampling(
-            settings.temperature,
-            settings.top_p,
-            settings.max_tokens,
-            stop=settings.stop,
-            extra=tuple((name, json.dumps(value)) for name, value in settings.extra.items()),
-        )
-        return LLM(self.counting, role, model, sampling, stage)
+        return self.llm_of(role, model, sampling_of(self.settings(role)), stage)
 
     def reward_for(self, stage: str) -> Reward:
         """The config's reward, new; its memory is empty."""
@@ -341,16 +258,6 @@ class Runtime:
             penalty=self.config.env.penalty,
         )
 
-    def accounting(self, stage: str) -> list[dict[str, Any]]:
-        """What `stage` has asked so far, a row a role."""
-        return self.counting.rows(stage)
-
-    def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Await ``function()`` on the portal's loop and return its result."""
-        if self._portal is None:
-            raise UsageError("the runtime is not connected; call connect() before asking an LLM")
-        return self._portal.call(function)
-
     def check_endpoints(self) -> Mapping[str, list[str]]:
         """Ask each HTTP endpoint once for its models; ``base_url -> names`` (empty: it does not list them).
 
@@ -361,14 +268,8 @@ class Runtime:
 
     def close(self) -> None:
         """Cancel what is in flight, commit what is queued, and give the portal back. Closing twice does nothing."""
-        portal, stack = self._portal, self._stack
-        self._portal = self._stack = self._counting = self._transports = None
-        if portal is not None:
-            try:
-                if stack is not None:
-                    portal.call(stack.aclose)
-            finally:
-                portal.release()
+        self._transports = None
+        super().close()
         if "encoder" in self.__dict__:
             self.encoder.close()
 
@@ -379,19 +280,3 @@ def observation_of(name: str, kwargs: Mapping[str, Any]) -> tuple[str | None, st
 
     reads = getattr(agent_type(name), "reads", None)
     return (None, None) if reads is None else reads(kwargs)
-
-
-def budget_of(section: BudgetSection) -> Budget:
-    """The section as the LLM runtime takes it."""
-    from instructgym.llm_backends.budget import Budget
-    from instructgym.llm_backends.pricing import Price
-
-    def bounds(part: RoleBudgetSection) -> dict[str, Any]:
-        found = {"max_calls": part.max_calls, "max_tokens": part.max_tokens, "max_cost_usd": part.max_cost_usd}
-        return {name: value for name, value in found.items() if value is not None}
-
-    return Budget(
-        **bounds(section),
-        roles={role: Budget(**own) for role in LLM_ROLES if (own := bounds(getattr(section, role)))},
-        prices={model: Price(price.prompt, price.completion) for model, price in section.prices.items()},
-    )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from instructgym.llm_backends.limits import Limits
     from instructgym.llm_backends.openai_compatible import OpenAICompatibleBackend
 
-__all__ = ["Transports", "instructor_models"]
+__all__ = ["TransportMaker", "Transports", "instructor_models"]
 
 _MADE_OF = {
     "simulated": (),
@@ -30,30 +30,25 @@ _MADE_OF = {
 _PROMPTED = "llm:"  # as in `policies`, which builds on what is built of this
 
 
-class Transports(ByRole):
-    """The transports of a run. `pools` are those of the HTTP endpoints, each with an adaptive limit of its own."""
+class TransportMaker:
+    """Makes the transports of a run, one for all settings that mean the same.
 
-    def __init__(self, config: Config, limits: Limits) -> None:
+    `pools` are those of the HTTP endpoints, each with an adaptive limit of its own.
+    """
+
+    def __init__(self, run_seed: int, limits: Limits) -> None:
         self.pools: list[EndpointPool] = []
         self._endpoints: list[dict[str, OpenAICompatibleBackend]] = []
-        made: dict[str, LLMBackend] = {}
-        by_role: dict[str, LLMBackend] = {}
+        self._made: dict[str, LLMBackend] = {}
+        self._run_seed = run_seed
+        self._limits = limits
 
-        def transport(settings: LLMSettings) -> LLMBackend:
-            same = json.dumps([settings.backend, *(getattr(settings, name) for name in _MADE_OF[settings.backend])])
-            if same not in made:
-                made[same] = self._make(settings, config, limits)
-            return made[same]
-
-        for role in ROLES:
-            by_role[role] = transport(config.llm.for_role(role))
-        models = instructor_models(config)
-        if models:
-            settings = config.llm.for_role(INSTRUCTOR)
-            of_model = {model: transport(settings.model_copy(update={"model": model})) for model in models}
-            distinct = list({id(each): each for each in of_model.values()}.values())
-            by_role[INSTRUCTOR] = distinct[0] if len(distinct) == 1 else _ByModel(of_model)
-        super().__init__(by_role)
+    def of(self, settings: LLMSettings) -> LLMBackend:
+        """The transport that `settings` describe."""
+        same = json.dumps([settings.backend, *(getattr(settings, name) for name in _MADE_OF[settings.backend])])
+        if same not in self._made:
+            self._made[same] = self._make(settings)
+        return self._made[same]
 
     async def check(self) -> Mapping[str, list[str]]:
         """Ask each HTTP endpoint once for its models; ``base_url -> names`` (empty: it does not list them).
@@ -73,10 +68,9 @@ class Transports(ByRole):
                 raise absent[0]
         return found
 
-    def _make(self, settings: LLMSettings, config: Config, limits: Limits) -> LLMBackend:
-        seed = config.run.seed
+    def _make(self, settings: LLMSettings) -> LLMBackend:
         if settings.backend == "openai":
-            return self._make_pool(settings, seed, limits)
+            return self._make_pool(settings)
         if settings.backend == "transformers":
             from instructgym.llm_backends.local_transformers import TransformersBackend
 
@@ -87,7 +81,7 @@ class Transports(ByRole):
                 batch_tokens=settings.batch_tokens,
                 max_batch=settings.max_batch,
                 trust_remote_code=settings.trust_remote_code,
-                run_seed=seed,
+                run_seed=self._run_seed,
             )
         if settings.backend == "replay":
             from instructgym.llm_backends.replay import ReplayBackend
@@ -95,9 +89,9 @@ class Transports(ByRole):
             return ReplayBackend(Path(settings.replay_path))
         from instructgym.llm_backends.simulated import SimulatedBackend
 
-        return SimulatedBackend(run_seed=seed)
+        return SimulatedBackend(run_seed=self._run_seed)
 
-    def _make_pool(self, settings: LLMSettings, seed: int, limits: Limits) -> LLMBackend:
+    def _make_pool(self, settings: LLMSettings) -> LLMBackend:
         from instructgym.llm_backends.endpoint_pool import EndpointPool
         from instructgym.llm_backends.openai_compatible import OpenAICompatibleBackend
 
@@ -107,15 +101,32 @@ class Transports(ByRole):
                 api_key_env=settings.api_key_env,
                 timeout_s=settings.timeout_s,
                 send_seed=settings.send_seed,
-                max_connections=limits.concurrency or MAX_CONCURRENCY,
-                run_seed=seed,
+                max_connections=self._limits.concurrency or MAX_CONCURRENCY,
+                run_seed=self._run_seed,
             )
             for url in settings.urls
         }
-        pool = EndpointPool(list(endpoints.values()), limits)
+        pool = EndpointPool(list(endpoints.values()), self._limits)
         self.pools.append(pool)
         self._endpoints.append(endpoints)
         return pool
+
+
+class Transports(ByRole):
+    """The transports of the main job's roles."""
+
+    def __init__(self, config: Config, limits: Limits) -> None:
+        maker = TransportMaker(config.run.seed, limits)
+        by_role = {role: maker.of(config.llm.for_role(role)) for role in ROLES}
+        models = instructor_models(config)
+        if models:
+            settings = config.llm.for_role(INSTRUCTOR)
+            of_model = {model: maker.of(settings.model_copy(update={"model": model})) for model in models}
+            distinct = list({id(each): each for each in of_model.values()}.values())
+            by_role[INSTRUCTOR] = distinct[0] if len(distinct) == 1 else _ByModel(of_model)
+        super().__init__(by_role)
+        self.pools = maker.pools
+        self.check = maker.check
 
 
 class _ByModel:

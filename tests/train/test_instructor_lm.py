@@ -20,10 +20,12 @@ from instructgym.llm_backends.server import SimulatedServer
 from instructgym.llm_backends.simulated import SimulatedBackend
 from instructgym.llm_backends.tokenizing import ByteTokenizer
 from instructgym.train.chains import ChainJob, run_chains
+from instructgym.train.config import LLM_ROLES
 from instructgym.train.config_text import load_config
+from instructgym.train.connection import budget_of
 from instructgym.train.pipeline import dry_run, run
 from instructgym.train.policies import build_agent
-from instructgym.train.runtime import Runtime, budget_of
+from instructgym.train.runtime import Runtime
 from instructgym.train.transports import Transports, instructor_models
 from instructgym.types import Instruction, Message, Request, Sampling, Seed
 from tests.agents.language_toys import BERT, save_model, save_tokenizer
@@ -262,7 +264,7 @@ def test_settings_and_budget_of_the_instructor() -> None:
     )
     settings = config.llm.for_role("instructor")
     assert (settings.temperature, settings.max_tokens) == (1.0, 512)
-    assert budget_of(config.budget).roles == {"instructor": Budget(max_tokens=9)}
+    assert budget_of(config.budget, LLM_ROLES).roles == {"instructor": Budget(max_tokens=9)}
 
 
 @pytest.mark.parametrize(
