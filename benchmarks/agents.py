@@ -138,12 +138,12 @@ LEARNERS: dict[str, tuple[str, Mapping[str, Any]]] = {
         "ppo",
         {**ROLLOUT, "gamma": 0.95, "gae_lambda": 0.9, "lr_schedule": "linear", "network": "gru"},
     ),
-    "trpo": ("trpo", {"n_steps": 64}),
+    "trpo": ("trpo", {"n_steps": 32, "target_kl": 0.03}),
     "linucb": ("linucb", {}),
     "linear_thompson": ("linear_thompson", {}),
     "sb3:ppo": ("sb3:ppo", ROLLOUT),
     "sb3:maskable_ppo": ("sb3:maskable_ppo", ROLLOUT),
-    "sb3:trpo": ("sb3:trpo", {"n_steps": 64}),
+    "sb3:trpo": ("sb3:trpo", {"n_steps": 32, "target_kl": 0.03}),
     "sb3:dqn": ("sb3:dqn", {}),
 }
 QUICK_LEARNERS = ("ppo", "linucb", "sb3:ppo")
@@ -358,7 +358,8 @@ def main() -> None:
     options.add_argument("--jobs", type=int, default=2, help="processes of parts 'share' and 'transfer'")
     options.add_argument("--learners", help=f"of part 'share', between semicolons: {'; '.join(LEARNERS)}")
     arguments = options.parse_args()
-    learners = tuple(arguments.learners.split(";")) if arguments.learners else tuple(LEARNERS)
+    named = [name.strip() for name in (arguments.learners or "").split(";")]
+    learners = tuple(name for name in named if name) or tuple(LEARNERS)
     if arguments.quick and not arguments.learners:
         learners = QUICK_LEARNERS
     if unknown := sorted(set(learners) - set(LEARNERS)):
