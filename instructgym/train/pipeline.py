@@ -29,7 +29,7 @@ from instructgym.train.transports import instructor_models
 if TYPE_CHECKING:
     from instructgym.train.estimate import Estimate
 
-__all__ = ["ALL", "RunResult", "StageReport", "dry_run", "run", "seeds_of"]
+__all__ = ["ALL", "RunResult", "StageReport", "dry_run", "run", "seeds_of", "storage_words"]
 
 ALL = ("train", "evaluate", "evolve", "respond", "filter", "export")
 LEDGER = "ledger.sqlite"
@@ -113,7 +113,7 @@ def run(
         found = _read_seeds(config)
         watcher.say(f"seeds: {config.seeds.path} ({found.describe()})")
         watcher.say(f"encoder: {runtime.encoder.name}")
-        with RunFolder.hold(Path(out)) as folder, _storage_words(folder.path):
+        with RunFolder.hold(Path(out)) as folder, storage_words(folder.path):
             folder.claim(_identity(config, runtime, found), _sections(config), to_toml(config))
             if found.rejected:
                 folder.write_lines(REJECTED_SEEDS, [canonical_json(_rejected_row(item)) for item in found.rejected])
@@ -372,7 +372,7 @@ def _conclude(context: StageContext) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _storage_words(path: Path) -> Iterator[None]:
+def storage_words(path: Path) -> Iterator[None]:
     """A full disk under files that others write (the ledger, TensorBoard, a saved agent) is said in our words too."""
     try:
         yield

@@ -46,7 +46,8 @@ __all__ = [
 ]
 
 ESTIMATORS = ("pdis", "weighted_pdis", "doubly_robust", "weighted_doubly_robust", "fitted")
-DEFAULT_ESTIMATOR = "weighted_doubly_robust"
+DEFAULT_ESTIMATOR = "doubly_robust"
+"""Of all six cells that `benchmarks/off_policy.py` was run on, its intervals alone held the truth in 90% or more."""
 FEW = 10.0
 """Below this effective sample size the weights rest on so few episodes that an interval means little."""
 
