@@ -1,8 +1,8 @@
 """The ROUGE-L filter of new prompts against the plain loop over the same metric: same decisions, and how much faster.
 
 Prompts are made of the shipped seeds: one seed, half of another and random words of all, so that many share phrases. A
-quarter are near-copies of an earlier one with some of its words changed, dropped or moved, so that their ROUGE-L lies on
-both sides of the limit. The filter takes all of them, one after the other, as a round does. The plain loop
+quarter are near-copies of an earlier one with some of its words changed, dropped or moved, so that their ROUGE-L lies
+on both sides of the limit. The filter takes all of them, one after the other, as a round does. The plain loop
 (`metrics.max_rouge_l` over all that were accepted before) is measured on some of them, evenly spread, and its time for
 all estimated from those; at each of them the decisions must be equal.
 

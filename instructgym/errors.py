@@ -8,6 +8,7 @@
     |   |-- SeedError                       a seeds file
     |   |-- ActionSetError                  an action set, or an agent saved for another one
     |   |-- RunFolderError                  a folder that holds another run, is locked, or is of another schema
+    |   |-- TrainingError                   a loss that is no number; the last good checkpoint is kept
     |   `-- MissingDependencyError          an optional package, with the pip line
     |-- UsageError                      1   the API used against its contract (a closed env, another process)
     |-- RewardError                     1   a reward returned something that is not a reward
@@ -54,6 +55,7 @@ __all__ = [
     "RunFolderError",
     "SeedError",
     "ServerError",
+    "TrainingError",
     "TransientError",
     "UsageError",
     "UserError",
@@ -83,6 +85,10 @@ class ActionSetError(UserError):
 
 
 class RunFolderError(UserError):
+    pass
+
+
+class TrainingError(UserError):
     pass
 
 

@@ -45,31 +45,45 @@ class Prompts:
 
     def ids(self, messages: Sequence[Message], template_kwargs: Mapping[str, Any]) -> list[int]:
         """Token ids of the prompt, up to where the answer begins. Raises `BadRequest` if the template refuses it."""
+        text = self.text(messages, template_kwargs)
+        # A template has written the special tokens itself.
+        return list(self._tokenizer(text, add_special_tokens=self.plain)["input_ids"])
+
+    def text(
+        self,
+        messages: Sequence[Message],
+        template_kwargs: Mapping[str, Any] | None = None,
+        *,
+        is_open: bool = True,
+    ) -> str:
+        """The prompt, up to where the answer begins; a conversation that has ended with `is_open` False.
+
+        Raises `BadRequest` if the template refuses it.
+        """
         if self.plain:
             if template_kwargs:
                 raise BadRequest(
                     f"the tokenizer of '{self._name}' has no chat template that could read chat_template_kwargs; "
                     "take them out of sampling.extra"
                 )
-            return list(self._tokenizer(plain_prompt(messages))["input_ids"])
+            return plain_prompt(messages)
         import jinja2
 
         try:
-            text = self._render(messages if self._keeps_system else fold_system(messages), template_kwargs)
+            shown = messages if self._keeps_system else fold_system(messages)
+            return self._render(shown, template_kwargs or {}, is_open=is_open)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(message.role for message in messages)
             raise BadRequest(
                 f"the chat template of '{self._name}' refuses messages of the roles {roles}: {error}"
             ) from error
-        # The template has written the special tokens itself.
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _render(self, messages: Sequence[Message], template_kwargs: Mapping[str, Any]) -> str:
+    def _render(self, messages: Sequence[Message], template_kwargs: Mapping[str, Any], *, is_open: bool = True) -> str:
         return str(
             self._tokenizer.apply_chat_template(
                 [{"role": message.role, "content": message.content} for message in messages],
                 tokenize=False,
-                add_generation_prompt=True,
+                add_generation_prompt=is_open,
                 **template_kwargs,
             )
         )

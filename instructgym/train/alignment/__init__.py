@@ -1,0 +1,3 @@
+"""Self-learning and teacher guidance: prompts, candidates, judgements, pairs, rounds."""
+
+__all__: list[str] = []
