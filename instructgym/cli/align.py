@@ -126,6 +126,16 @@ def status(folder: FolderArgument) -> None:
         print_text("finished.")
 
 
+@app.command("config")
+def show_config(config: ConfigArgument = "testbed", given: SetOption = None) -> None:
+    """Print an alignment's config as it is resolved: a TOML file to begin with."""
+    from instructgym.cli.options import config_source
+    from instructgym.train.alignment.config import load_alignment
+    from instructgym.train.config_text import to_toml
+
+    typer.echo(to_toml(load_alignment(config_source(config), given or [])), nl=False)
+
+
 def register(parent: typer.Typer) -> None:
     parent.add_typer(app, name="align")
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from instructgym.cli import align, bench, catalog, configs, doctor, evaluate, ledger, runs, serve, stages
+from instructgym.cli import align, bench, catalog, configs, doctor, evaluate, ledger, runs, serve, stages, tune
 from instructgym.cli.faults import INTERRUPTED, GuardedGroup, leave_now, show_warnings, stop_on_sigint
 
 __all__ = ["app", "main"]
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich would take half of the time that --help has
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (stages, align, evaluate, runs, bench, catalog, configs, ledger, doctor, serve):
+for module in (stages, align, tune, evaluate, runs, bench, catalog, configs, ledger, doctor, serve):
     module.register(app)
 
 

@@ -1,6 +1,7 @@
 """How a command ends: what is said of an error, and with which exit code.
 
-0 done, 1 our bug, 2 the user's input, 3 budget spent, 4 finished with lost items, 130 interrupted.
+0 done, 1 our bug, 2 the user's input, 3 budget spent, 4 finished with lost items, 5 an alignment was halted, 130
+interrupted.
 """
 
 from __future__ import annotations

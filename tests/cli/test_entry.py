@@ -48,8 +48,8 @@ def test_help_names_every_command_and_ends_with_0() -> None:
     assert done.returncode == 0
     names = re.findall(r"^  ([a-z]+) {2,}", done.stdout, re.M)
     assert names == [
-        *("run", "train", "evolve", "respond", "filter", "export", "evaluate", "show", "compare", "list"),
-        *("describe", "doctor", "serve", "version", "bench", "config", "ledger"),
+        *("run", "train", "evolve", "respond", "filter", "export", "sft", "dpo", "evaluate", "show", "compare"),
+        *("list", "describe", "doctor", "serve", "version", "align", "bench", "config", "ledger"),
     ]
 
 

@@ -24,6 +24,7 @@ from instructgym.train.pipeline import StageReport, storage_words
 from instructgym.train.progress import Progress, Silent
 from instructgym.train.run_folder import Manifest, RunFolder
 from instructgym.train.traffic import Traffic, TrafficNotes
+from instructgym.train.tuning.student import model_digest
 
 if TYPE_CHECKING:
     from instructgym.train.transports import TransportMaker
@@ -134,6 +135,8 @@ class _Run:
         if not config.in_testbed:
             self._models.add("M0", config.student.model)
             values["student.model (content)"] = self._models.id("M0")
+        if config.in_testbed and config.testbed.base_model:
+            values["testbed.base_model (content)"] = model_digest(Path(config.testbed.base_model))
         paths = {"ift": config.ift.path, "eft": config.eft.path, "prompts": config.prompts.path}
         for section, path in paths.items():
             values[f"{section}.path (content)"] = _digest_of(path)

@@ -12,7 +12,7 @@ from instructgym.train.alignment.judgements import JudgeQuestion
 from instructgym.train.alignment.records import Prompt
 from instructgym.train.testbed import judging_question
 from instructgym.train.testbed.backends import TestbedJudge, TestbedTeacher
-from instructgym.train.testbed.tasks import Task, careless_answer, make_tasks
+from instructgym.train.testbed.tasks import Task, make_tasks, wrong_answer
 from instructgym.types import Completion, Instruction, Message
 
 __all__ = ["SHORT_QUESTION", "anchors", "guide", "held_out", "ift_prompts", "judge_rows", "round_prompts"]
@@ -52,13 +52,13 @@ def ift_prompts(config: AlignmentConfig) -> list[Prompt]:
 
 
 def judge_rows(config: AlignmentConfig) -> list[JudgeExample]:
-    """Verdicts on right and careless answers, of which a stated share is right."""
+    """Verdicts on right and wrong answers, of which a stated share is right."""
     own = config.testbed
     rng = np.random.default_rng([config.run.seed, 11])
     examples = []
     for task in _tasks(config)[own.ift : own.ift + own.eft]:
         is_right = bool(rng.random() < 0.5)
-        answer = task.answer if is_right else careless_answer(task.prompt) or ""
+        answer = task.answer if is_right else wrong_answer(task, rng)
         verdict = is_right if rng.random() < own.eft_accuracy else not is_right
         score = 5 if verdict else 0
         question = judging_question.messages(Instruction(task.prompt), answer)
@@ -68,11 +68,12 @@ def judge_rows(config: AlignmentConfig) -> list[JudgeExample]:
 
 
 def anchors(config: AlignmentConfig) -> list[dict[str, str]]:
-    """Pairs of a right and a careless answer to tasks that no judge example has."""
+    """Pairs of a right and a wrong answer to tasks that no judge example has."""
     own = config.testbed
     start = own.ift + own.eft
+    rng = np.random.default_rng([config.run.seed, 12])
     return [
-        {"instruction": task.prompt, "input": "", "better": task.answer, "worse": careless_answer(task.prompt) or ""}
+        {"instruction": task.prompt, "input": "", "better": task.answer, "worse": wrong_answer(task, rng)}
         for task in _tasks(config)[start : start + own.anchors]
     ]
 

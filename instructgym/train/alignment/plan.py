@@ -62,7 +62,7 @@ def _before_rounds(config: AlignmentConfig) -> list[Step]:
 
 
 def _of_round(config: AlignmentConfig, round_: Round) -> list[Step]:
-    from instructgym.train.alignment.stages import answers, judging, measuring, preferences, prompts
+    from instructgym.train.alignment.stages import answers, judging, measuring, meta_judging, preferences, prompts
 
     pipeline, name = round_.pipeline, round_.model
     before = "sft" if round_.before == FIRST else f"{round_.before}.dpo"
@@ -107,8 +107,14 @@ def _of_round(config: AlignmentConfig, round_: Round) -> list[Step]:
     own = [f"{name}.prompts", f"{name}.candidates"]
     sources = list(dict.fromkeys([*own, *made_of.get(pipeline.chosen, [])]))
     steps.append(step("pairs", preferences.run_pairs, sources, ("pairs",), asks=False))
+    meta = config.meta_judge
+    judges_itself = pipeline.judge == "student" and meta.enabled and round_.index < meta.rounds
+    if judges_itself:
+        of = [f"{name}.judge", f"{name}.candidates", before]
+        steps.append(step("meta_judge", meta_judging.run_meta_judge, of, ("judging", "meta_judge")))
     replays = config.rounds.eft_replay > 0
-    learnt_from = [f"{name}.pairs", before, *(["eft"] if replays else [])]
+    more = [*([f"{name}.meta_judge"] if judges_itself else []), *(["eft"] if replays else [])]
+    learnt_from = [f"{name}.pairs", before, *more]
     steps.append(step("dpo", preferences.run_dpo, learnt_from, ("dpo", "student"), asks=replays))
     if config.in_testbed:
         check = partial(measuring.run_check, model=name)

@@ -1,8 +1,9 @@
 """M0 of the testbed: a tiny decoder with its own tokenizer, trained from nothing on careless text.
 
-What it reads are questions and answers of the world as they might stand somewhere: at a stated rate the answer is the
-typical mistake of its kind, and verdicts on answers are right no more often than by chance. So it comes to know the
-tasks, and mostly does not do them; to do them is what alignment is to bring out.
+What it reads are questions and answers of the world as they might stand somewhere: first from careful writers, then
+more and more from careless ones, whose answers are the typical mistake of their kind and whose verdicts on answers are
+right no more often than by chance. So it comes to know the tasks, and in the end mostly does not do them; to do them is
+what alignment is to bring out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from instructgym.train.testbed import judging_question
-from instructgym.train.testbed.tasks import WORDS, careless_answer, random_task
+from instructgym.train.testbed.tasks import WORDS, careless_answer, random_task, wrong_answer
 from instructgym.types import Instruction
 
 __all__ = ["BaseModelSettings", "base_tokenizer", "build_base_model", "documents"]
@@ -29,21 +30,24 @@ TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}<assistant>{%- endif -%}"
 )
+_POOL = 16  # batches that are drawn together, to be sorted by length
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ,.:;=?!-'\n"
 
 
 @dataclass(frozen=True)
 class BaseModelSettings:
-    """How M0 is made. `careless` is the share of answers with a mistake; `judging` the share of texts that judge."""
+    """How M0 is made. `careless` is the share of answers with a mistake in the last texts, where the first have
+    `careless_first`; `judging` the share of texts that judge."""
 
     hidden_size: int = 128
     layers: int = 4
     heads: int = 4
-    steps: int = 1500
+    steps: int = 2000
     batch_size: int = 64
     lr: float = 3e-3
-    careless: float = 0.65
-    judging: float = 0.25
+    careless: float = 0.85
+    careless_first: float = 0.15
+    judging: float = 0.3
     context: int = 128
 
 
@@ -68,20 +72,28 @@ def base_tokenizer() -> Any:
     return made
 
 
-def documents(count: int, rng: np.random.Generator, settings: BaseModelSettings) -> list[str]:
-    """Texts of the world: questions with answers, and judgements, careless at the settings' rates."""
+def documents(count: int, rng: np.random.Generator, settings: BaseModelSettings, done: float) -> list[tuple[str, str]]:
+    """(question, answer) texts of the world, when a share `done` of all texts was read.
+
+    In the second half the share of mistakes goes from that of the first texts to that of the last, and the share of
+    verdicts that are drawn by lot from none to all.
+    """
+    late = max(0.0, 2 * done - 1)
+    careless = settings.careless_first + late * (settings.careless - settings.careless_first)
     texts = []
     for _ in range(count):
         task = random_task(rng)
         wrong = careless_answer(task.prompt) or ""
+        question = task.prompt
         if rng.random() < settings.judging:
-            answer = task.answer if rng.random() < 0.5 else wrong
-            score = int(rng.choice([0, 5]))  # a verdict like any other, right by chance
-            question = judging_question.messages(Instruction(task.prompt), answer)[0].content
-            texts.append(f"<user>{question}<assistant>{judging_question.reply(score)}<end>")
+            is_right = bool(rng.random() < 0.5)
+            verdict = bool(rng.random() < 0.5) if rng.random() < late else is_right
+            judged = task.answer if is_right else wrong_answer(task, rng)
+            question = judging_question.messages(Instruction(task.prompt), judged)[0].content
+            answer = judging_question.reply(5 if verdict else 0)
         else:
-            answer = wrong if rng.random() < settings.careless else task.answer
-            texts.append(f"<user>{task.prompt}<assistant>{answer}<end>")
+            answer = wrong if rng.random() < careless else task.answer
+        texts.append((f"<user>{question}<assistant>", f"{answer}<end>"))
     return texts
 
 
@@ -147,11 +159,15 @@ def _train(
         lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + np.cos(np.pi * min(1.0, step / settings.steps))),
     )
     model.train()
+    batches: list[list[tuple[str, str]]] = []
     for step in range(settings.steps):
-        texts = documents(settings.batch_size, rng, settings)
-        batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+        if not batches:
+            batches = _of_like_length(
+                documents(_POOL * settings.batch_size, rng, settings, step / settings.steps), settings.batch_size, rng
+            )
+        texts = batches.pop()
+        batch = _encoded(tokenizer, texts)
+        loss = model(**batch).loss
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -159,3 +175,25 @@ def _train(
         schedule.step()
         if on_step is not None:
             on_step(step, loss.item())
+
+
+def _of_like_length(texts: list[tuple[str, str]], size: int, rng: np.random.Generator) -> list[list[tuple[str, str]]]:
+    """Batches of texts that are about as long, in an order that is drawn: padding would be half of the work."""
+    ordered = sorted(texts, key=lambda text: len(text[0]) + len(text[1]))
+    batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    return [batches[place] for place in rng.permutation(len(batches)).tolist()]
+
+
+def _encoded(tokenizer: Any, texts: list[tuple[str, str]]) -> dict[str, Any]:
+    """Ids, mask and labels. Only answers are learned: a made word cannot be foreseen."""
+    import torch
+
+    pairs = [[tokenizer(part, add_special_tokens=False)["input_ids"] for part in text] for text in texts]
+    longest = max(len(question) + len(answer) for question, answer in pairs)
+    ids, mask, labels = (torch.full((len(pairs), longest), value) for value in (tokenizer.pad_token_id, 0, -100))
+    for row, (question, answer) in enumerate(pairs):
+        end = len(question) + len(answer)
+        ids[row, :end] = torch.tensor([*question, *answer])
+        mask[row, :end] = 1
+        labels[row, len(question) : end] = torch.tensor(answer)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}

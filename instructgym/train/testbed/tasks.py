@@ -24,14 +24,16 @@ __all__ = [
     "random_task",
     "right_answer",
     "task_of",
+    "wrong_answer",
 ]
 
 Split = Literal["train", "held_out_instances", "held_out_templates"]
 SPLITS: tuple[Split, ...] = ("train", "held_out_instances", "held_out_templates")
 
-ORDINALS = ("first", "second", "third")
+ORDINALS = ("first", "second")
 TIMES = {"two": 2, "three": 3}
 _WORD = r"([a-z]+)"
+_TRIES = 300  # draws in a row that bring nothing new: a family has no more
 _HELD_OUT_SHARE = 5  # one word of so many belongs to the held-out splits
 
 
@@ -66,8 +68,8 @@ def _one_word(rng: np.random.Generator, word: Callable[[], str]) -> dict[str, st
     return {"x": word()}
 
 
-def _three_words(rng: np.random.Generator, word: Callable[[], str]) -> dict[str, str]:
-    return {"n": str(rng.choice(ORDINALS)), "x": word(), "y": word(), "z": word()}
+def _two_words(rng: np.random.Generator, word: Callable[[], str]) -> dict[str, str]:
+    return {"n": str(rng.choice(ORDINALS)), "x": word(), "y": word()}
 
 
 def _swap(rng: np.random.Generator, word: Callable[[], str]) -> dict[str, str]:
@@ -78,7 +80,7 @@ def _swap(rng: np.random.Generator, word: Callable[[], str]) -> dict[str, str]:
 
 
 def _sum(rng: np.random.Generator, word: Callable[[], str]) -> dict[str, str]:
-    return {"a": str(rng.integers(1, 30)), "b": str(rng.integers(1, 30))}
+    return {"a": str(rng.integers(1, 16)), "b": str(rng.integers(1, 16))}
 
 
 def _times(rng: np.random.Generator, word: Callable[[], str]) -> dict[str, str]:
@@ -86,11 +88,11 @@ def _times(rng: np.random.Generator, word: Callable[[], str]) -> dict[str, str]:
 
 
 def _picked(places: dict[str, str]) -> str:
-    return [places["x"], places["y"], places["z"]][ORDINALS.index(places["n"])]
+    return places["x"] if places["n"] == "first" else places["y"]
 
 
 def _picked_wrongly(places: dict[str, str]) -> str:
-    return places["z"] if places["n"] != "third" else places["x"]
+    return places["y"] if places["n"] == "first" else places["x"]
 
 
 FAMILIES: dict[str, Family] = {
@@ -123,14 +125,9 @@ FAMILIES: dict[str, Family] = {
         lambda p: str(len(p["x"]) + 1),
     ),
     "pick": Family(
-        (
-            "the {n} word of {x} {y} {z}",
-            "pick the {n} of {x} {y} {z}",
-            "pick {n} in {x} {y} {z}",
-            "{n} word in {x} {y} {z}",
-        ),
-        {"n": "(first|second|third)", "x": _WORD, "y": _WORD, "z": _WORD},
-        _three_words,
+        ("the {n} word of {x} {y}", "pick the {n} of {x} {y}", "pick {n} in {x} {y}", "{n} word in {x} {y}"),
+        {"n": "(first|second)", "x": _WORD, "y": _WORD},
+        _two_words,
         _picked,
         _picked_wrongly,
     ),
@@ -177,10 +174,10 @@ _ENDS = ["", "", "n", "s", "r"]
 
 
 def _word(rng: np.random.Generator, held_out: bool) -> str:
-    """Four to six letters; a word belongs to one side for good."""
+    """Four or five letters; a word belongs to one side for good."""
     while True:
-        word = "".join(rng.choice(_SYLLABLES, size=int(rng.integers(2, 4)))) + str(rng.choice(_ENDS))
-        if len(word) <= 6 and word not in WORDS and _is_held_out(word) == held_out:
+        word = "".join(rng.choice(_SYLLABLES, size=2)) + str(rng.choice(_ENDS))
+        if word not in WORDS and _is_held_out(word) == held_out:
             return word
 
 
@@ -189,22 +186,24 @@ def _is_held_out(text: str) -> bool:
 
 
 def make_tasks(n: int, rng_seed: int, *, split: Split = "train") -> list[Task]:
-    """`n` different tasks, the families in turn. No instance of one split is in another.
+    """`n` different tasks, the families in turn; one that has no more is left out. No instance is in two splits.
 
     Raises ValueError if there are not so many.
     """
     rng = np.random.default_rng([rng_seed, SPLITS.index(split)])
     found: dict[str, Task] = {}
     names = list(FAMILIES)
-    tries = 0
     while len(found) < n:
-        tries += 1
-        if tries > 200 * n + 1000:
+        if not names:
             raise ValueError(f"the testbed has no {n} different tasks of split '{split}'.")
-        name = names[len(found) % len(names)]
-        task = _draw(name, rng, split)
-        if task is not None and task.prompt not in found:
-            found[task.prompt] = task
+        for name in names[:]:
+            task = next(
+                (each for _ in range(_TRIES) if (each := _draw(name, rng, split)) and each.prompt not in found), None
+            )
+            if task is None:
+                names.remove(name)
+            elif len(found) < n:
+                found[task.prompt] = task
     return list(found.values())
 
 
@@ -249,6 +248,18 @@ def careless_answer(prompt: str) -> str | None:
         wrong = FAMILIES[name].err(places)
         return wrong if wrong != FAMILIES[name].solve(places) else wrong + wrong[-1]
     return None
+
+
+def wrong_answer(task: Task, rng: np.random.Generator) -> str:
+    """A wrong answer: the typical mistake, or as often the right answer with a slip of one character."""
+    careless = careless_answer(task.prompt)
+    if careless is not None and rng.random() < 0.5:
+        return careless
+    place = int(rng.integers(len(task.answer)))
+    letter = task.answer[place]
+    kind = "0123456789" if letter.isdigit() else "abdegikmnoprstuv"
+    other = str(rng.choice([each for each in kind if each != letter.lower()]))
+    return task.answer[:place] + (other.upper() if letter.isupper() else other) + task.answer[place + 1 :]
 
 
 def check(task: Task, answer: str) -> bool:

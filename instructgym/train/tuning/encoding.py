@@ -1,27 +1,31 @@
 """Conversations as token ids, by the code that writes prompts when a model answers.
 
 A prompt's ids are those of inference, and the answer's are what the model has to write after them: its text as the
-chat template shows it, up to and with the token that ends it.
+chat template shows it, up to and with the token that ends it. In a conversation of several turns this holds for each
+answer. Where the turns cannot stand in one row for it (a template that shows an answer in another way once it is
+history, a tokenizer that merges over the border of two turns), each answer gets a row of its own.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from instructgym.errors import BadRequest, ConfigError
 from instructgym.train.tuning.examples import PreferenceExample, SFTExample
 from instructgym.train.tuning.student import Student
 from instructgym.types import Message
 
-__all__ = ["EncodedPair", "EncodedText", "encode_pairs", "encode_texts"]
+__all__ = ["IGNORED", "EncodedPair", "EncodedText", "answer_ids", "encode_pairs", "encode_texts"]
 
 IGNORED = -100
+"""The label of a token that is not learned."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """Ids of a whole conversation; `labels` are the ids where the loss counts, -100 elsewhere."""
+    """Ids of a conversation; `labels` are the ids where the loss counts, `IGNORED` elsewhere."""
 
     input_ids: list[int]
     labels: list[int]
@@ -29,6 +33,8 @@ class EncodedText:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
+    """Ids of a prompt and of two answers to it, each with the token that ends it."""
+
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
@@ -37,29 +43,46 @@ class EncodedPair:
 
 def encode_texts(
     student: Student, examples: Sequence[SFTExample], max_length: int
-) -> tuple[list[EncodedText], dict[str, int]]:
-    """(what fits, how many do not by reason). Nothing is cut: half an answer teaches to stop in the middle."""
-    kept, dropped = [], Counter[str]()
-    for example in examples:
-        encoded = _conversation(student, example.messages)
-        reason = _too_long(len(encoded.input_ids), _first_label(encoded), max_length)
+) -> tuple[list[list[EncodedText]], dict[str, int]]:
+    """(the rows of each example that fits, how many do not by reason).
+
+    Nothing is cut: half an answer teaches to stop in the middle. Raises `ConfigError` if the chat template refuses an
+    example.
+    """
+    kept: list[list[EncodedText]] = []
+    dropped = Counter[str]()
+    for number, example in enumerate(examples, start=1):
+        with _naming(number):
+            rows = list(_rows(student, example.messages))
+        reason = max(
+            (_too_long(len(row.input_ids), _first_label(row), max_length) for row in rows), default="no answer"
+        )
+        if any(not message.content.strip() for message in example.messages if message.role == "assistant"):
+            reason = "empty answer"
         if reason:
             dropped[reason] += 1
         else:
-            kept.append(encoded)
+            kept.append(rows)
     return kept, dict(dropped)
 
 
 def encode_pairs(
     student: Student, examples: Sequence[PreferenceExample], max_length: int
 ) -> tuple[list[EncodedPair], dict[str, int]]:
-    """(what fits, how many do not by reason): a prompt or an answer that is too long, answers that are equal."""
-    kept, dropped = [], Counter[str]()
-    for example in examples:
-        prompt = student.prompts.ids(example.prompt, {})
-        chosen = answer_ids(student, example.prompt, example.chosen)
-        rejected = answer_ids(student, example.prompt, example.rejected)
+    """(what fits, how many do not by reason): a prompt or an answer that is too long, answers that are equal.
+
+    Raises `ConfigError` if the chat template refuses an example.
+    """
+    kept: list[EncodedPair] = []
+    dropped = Counter[str]()
+    for number, example in enumerate(examples, start=1):
+        with _naming(number):
+            prompt = student.prompts.ids(example.prompt, {})
+            chosen = answer_ids(student, example.prompt, example.chosen)
+            rejected = answer_ids(student, example.prompt, example.rejected)
         reason = _too_long(len(prompt) + max(len(chosen), len(rejected)), len(prompt), max_length)
+        if not example.chosen.strip():
+            reason = "empty chosen answer"
         if chosen == rejected:
             reason = "equal answers"
         if reason:
@@ -71,7 +94,8 @@ def encode_pairs(
 
 def answer_ids(student: Student, prompt: Sequence[Message], answer: str) -> list[int]:
     """What the model has to write after the prompt's ids, the token that ends it included."""
-    return _ids(student, _answer_text(student, prompt, answer))
+    text = _answer_text(student, prompt, answer)
+    return list(student.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _answer_text(student: Student, prompt: Sequence[Message], answer: str) -> str:
@@ -80,7 +104,7 @@ def _answer_text(student: Student, prompt: Sequence[Message], answer: str) -> st
     # Where a template shows an answer in another way once it is given, the answer itself is what is learned.
     text = whole[len(before) :] if whole.startswith(before) else answer
     end = max((text.rfind(token) + len(token) for token in _ends(student) if token in text), default=0)
-    return text[:end] if end else text + str(student.tokenizer.eos_token)
+    return text[:end] if end else text.rstrip() + str(student.tokenizer.eos_token)
 
 
 def _ends(student: Student) -> list[str]:
@@ -91,25 +115,34 @@ def _ends(student: Student) -> list[str]:
     return [str(token) for token in tokenizer.convert_ids_to_tokens(sorted(ids)) if token]
 
 
-def _ids(student: Student, text: str) -> list[int]:
-    return list(student.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _conversation(student: Student, messages: Sequence[Message]) -> EncodedText:
+def _rows(student: Student, messages: Sequence[Message]) -> Iterator[EncodedText]:
     input_ids: list[int] = []
     labels: list[int] = []
-    shown = ""  # what of the conversation has been turned into ids
     for place, message in enumerate(messages):
         if message.role != "assistant":
             continue
-        before = student.prompts.text(messages[:place])
-        answer = _answer_text(student, messages[:place], message.content)
-        prompt = _ids(student, before[len(shown) :] if before.startswith(shown) else before)
-        ids = _ids(student, answer)
-        input_ids += [*prompt, *ids]
-        labels += [*[IGNORED] * len(prompt), *ids]
-        shown = before + answer
-    return EncodedText(input_ids, labels)
+        prompt = student.prompts.ids(messages[:place], {})
+        if prompt[: len(input_ids)] != input_ids:
+            yield EncodedText(input_ids, labels)
+            input_ids, labels = [], []
+        answer = answer_ids(student, messages[:place], message.content)
+        labels = [*labels, *[IGNORED] * (len(prompt) - len(input_ids)), *answer]
+        input_ids = [*prompt, *answer]
+    if input_ids:
+        yield EncodedText(input_ids, labels)
+
+
+class _naming:
+    """Says in which example the chat template has refused the messages."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, BadRequest):
+            raise ConfigError(f"example {self._number}: {error}") from error
 
 
 def _first_label(encoded: EncodedText) -> int:

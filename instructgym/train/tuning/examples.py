@@ -36,24 +36,40 @@ class PreferenceExample:
 
 
 def read_sft(path: Path) -> list[SFTExample]:
-    """A JSON or JSON lines file: Alpaca (``instruction``, ``input``, ``output``), chat (``messages`` or
-    ``conversations``), or ``prompt`` and ``completion``, each a text or messages.
+    """A JSON, JSON lines or Parquet file: Alpaca (``instruction``, ``input``, ``output``), chat (``messages`` or
+    ``conversations``), or ``prompt`` and ``completion``, each a text or messages. A folder stands for the data that a
+    run of ours has exported there.
 
     Raises `ConfigError` with the number of the first record that is none of them.
     """
+    path = _exported(path, ("dataset/sft_messages.jsonl", "sft_messages.jsonl", "dataset/sft_alpaca.jsonl"))
     return [_sft(row, f"{path}, record {number}") for number, row in enumerate(_records(path), start=1)]
 
 
 def read_preferences(path: Path) -> list[PreferenceExample]:
-    """A JSON or JSON lines file: ``prompt`` (text or messages) or ``instruction`` with ``input``; ``chosen`` and
-    ``rejected``, each a text or messages; optionally ``weight``. Chats may hold the prompt in both answers.
+    """A JSON, JSON lines or Parquet file: ``prompt`` (text or messages) or ``instruction`` with ``input``; ``chosen``
+    and ``rejected``, each a text or messages; optionally ``weight``. Chats may hold the prompt in both answers. A
+    folder stands for the pairs that an alignment has exported there.
 
     Raises `ConfigError` with the number of the first record that is something else.
     """
+    path = _exported(path, ("preferences/pairs.jsonl", "pairs.jsonl"))
     return [_preference(row, f"{path}, record {number}") for number, row in enumerate(_records(path), start=1)]
 
 
+def _exported(path: Path, names: Sequence[str]) -> Path:
+    """The file of an export, where `path` is a folder."""
+    if not path.is_dir():
+        return path
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise ConfigError(f"the folder '{path}' holds no data to learn from; expected one of {', '.join(names)} in it.")
+
+
 def _records(path: Path) -> list[Mapping[str, Any]]:
+    if path.suffix == ".parquet":
+        return _parquet(path)
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -67,7 +83,7 @@ def _records(path: Path) -> list[Mapping[str, Any]]:
             raise ConfigError(f"'{path}' is not valid JSON: {error}.") from error
     else:
         rows = []
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 try:
                     rows.append(json.loads(line))
@@ -79,6 +95,20 @@ def _records(path: Path) -> list[Mapping[str, Any]]:
         if not isinstance(row, Mapping):
             raise ConfigError(f"{path}, record {number}: got {type(row).__name__}; expected an object.")
     return list(rows)
+
+
+def _parquet(path: Path) -> list[Mapping[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(f"'{path}' cannot be read as Parquet: {str(error).splitlines()[0]}.") from error
+    if not rows:
+        raise ConfigError(f"'{path}' holds no records.")
+    # A column that one record has is null in all others.
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 
 def _sft(row: Mapping[str, Any], where: str) -> SFTExample:
@@ -104,7 +134,7 @@ def _preference(row: Mapping[str, Any], where: str) -> PreferenceExample:
     missing = [name for name in ("chosen", "rejected") if name not in row]
     if missing:
         raise ConfigError(f"{where}: has no '{missing[0]}'; expected prompt (or instruction), chosen and rejected.")
-    weight = row.get("weight", 1.0)
+    weight = 1.0 if row.get("weight") is None else row["weight"]
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
         raise ConfigError(f"{where}: the weight is {weight!r}; expected a number of 0 or more.")
     chosen, rejected = row["chosen"], row["rejected"]
@@ -120,6 +150,8 @@ def _preference(row: Mapping[str, Any], where: str) -> PreferenceExample:
         chosen, rejected = full[-1].content, other[-1].content
     else:
         raise ConfigError(f"{where}: has no prompt; expected prompt (or instruction), chosen and rejected.")
+    if prompt[-1].role == "assistant":
+        raise ConfigError(f"{where}: the prompt ends with an assistant's turn; expected a user's.")
     answers = []
     for answer in (chosen, rejected):
         turns = _answer(answer, where)
@@ -127,6 +159,8 @@ def _preference(row: Mapping[str, Any], where: str) -> PreferenceExample:
             turns = turns[-1:]
         if len(turns) != 1:
             raise ConfigError(f"{where}: an answer has {len(turns)} turns; expected one of the assistant.")
+        if turns[0].role != "assistant":
+            raise ConfigError(f"{where}: an answer is a turn of the {turns[0].role}; expected one of the assistant.")
         answers.append(turns[0].content)
     return PreferenceExample(prompt, answers[0], answers[1], float(weight))
 
@@ -148,7 +182,7 @@ _SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise ConfigError(f"{where}: got {type(value).__name__} where messages were expected.")
+        raise ConfigError(f"{where}: got {type(value).__name__} where a text or messages were expected.")
     found = []
     for turn in value:
         if not isinstance(turn, Mapping):

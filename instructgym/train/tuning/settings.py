@@ -48,7 +48,7 @@ class TrainingSettings(Section):
     gradient_checkpointing: bool = False
     eval_share: float = Field(default=0.0, ge=0.0, lt=1.0, description="examples kept apart for the eval loss")
     eval_every: int | None = Field(default=None, ge=1, description="steps; null: at the end")
-    save_every: int | None = Field(default=None, ge=1, description="steps between checkpoints; null: none")
+    save_every: int | None = Field(default=200, ge=1, description="steps between checkpoints, where it goes on")
     log_every: int = Field(default=10, ge=1)
 
     @model_validator(mode="after")

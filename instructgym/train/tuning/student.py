@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from instructgym.errors import ConfigError
-from instructgym.llm_backends.local_transformers.loading import device_of, fetched, model_source, place_of
+from instructgym.llm_backends.local_transformers.loading import context_of, device_of, fetched, model_source, place_of
 from instructgym.llm_backends.local_transformers.prompts import Prompts
+from instructgym.plugins import require
 
 __all__ = ["PLAIN_TEMPLATE", "Student", "model_digest", "open_student"]
 
 PLAIN_TEMPLATE = (
     "{%- for message in messages -%}"
-    "{%- if message.role == 'user' -%}User: {{ message.content }}\n\n"
+    "{%- if message.role == 'user' -%}{{ 'User: ' + message.content + '\\n\\n' }}"
     "{%- elif message.role == 'assistant' -%}"
-    "Assistant:{% generation %} {{ message.content }}{{ eos_token }}{% endgeneration %}\n\n"
-    "{%- else -%}{{ message.content }}\n\n{%- endif -%}"
+    "{{ 'Assistant:' }}{% generation %}{{ ' ' + message.content + eos_token }}{% endgeneration %}{{ '\\n\\n' }}"
+    "{%- else -%}{{ message.content + '\\n\\n' }}{%- endif -%}"
     "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}Assistant:{%- endif -%}"
+    "{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}"
 )
 """The plain prompt (`llm_backends.local_transformers.prompts`) as a template, for a base model that has none."""
 
@@ -31,7 +32,8 @@ _DECIDES = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt")
 class Student:
     """A causal language model with its tokenizer, which has a chat template, an end token and a padding token.
 
-    `context` is how many positions it has; None if it does not say.
+    `context` is how many positions it has; None if it does not say. `dtype` is the type of its weights where they
+    stand, which may not be the one that they were opened in.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Student:
     tokenizer: Any
     prompts: Prompts
     context: int | None
+    dtype: Any
+    trust_remote_code: bool = False
 
 
 def open_student(
@@ -56,7 +60,7 @@ def open_student(
         model: a folder or a hub's name.
         chat_template: ``""`` is the tokenizer's own, ``"plain"`` ours, anything else a file with a Jinja template. The
             trained model is saved with it, so that whoever asks the model writes prompts as it has learned them.
-        device, dtype: ``auto`` is CUDA where there is one; the dtype is then the weights' own, float32 on a CPU.
+        device, dtype: ``auto`` is CUDA where there is one, and the weights' own type, float32 on a CPU.
         quantization: ``"nf4"`` loads the weights in four bits, on a GPU.
 
     Raises `ConfigError` for what is no causal language model, has no tokenizer, or no chat template.
@@ -73,6 +77,9 @@ def open_student(
     )
     _give_template(tokenizer, place, chat_template)
     options: dict[str, Any] = {"dtype": "float32" if dtype == "auto" and target.type == "cpu" else dtype}
+    own = fetched(
+        place, "config", lambda: transformers.AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+    ).get_text_config()
     if quantization is not None:
         options |= _four_bits(target)
     loaded, report = fetched(
@@ -98,9 +105,16 @@ def open_student(
         try:
             loaded.to(target)
         except torch.OutOfMemoryError as error:
-            raise ConfigError(f"'{place}' does not fit onto {target}; take a smaller model, or lora") from error
-    context = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
-    return Student(place, loaded, tokenizer, Prompts(tokenizer, place), context if isinstance(context, int) else None)
+            raise ConfigError(f"'{place}' does not fit onto {target}; take a smaller model, or lora.") from error
+    return Student(
+        name=place,
+        model=loaded,
+        tokenizer=tokenizer,
+        prompts=Prompts(tokenizer, place),
+        context=context_of(own),
+        dtype=own.dtype if isinstance(own.dtype, torch.dtype) else loaded.dtype,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def _give_template(tokenizer: Any, name: str, chat_template: str) -> None:
@@ -130,7 +144,8 @@ def _four_bits(target: Any) -> dict[str, Any]:
     import transformers
 
     if target.type != "cuda":
-        raise ConfigError(f"quantization = 'nf4' needs a CUDA device, and this is {target}; leave it out")
+        raise ConfigError(f"quantization = 'nf4' needs a CUDA device, and this is {target}; leave it out.")
+    require("bitsandbytes", extra="qlora")
     return {
         "quantization_config": transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16

@@ -1,60 +1,29 @@
-"""What both kinds of training share: arguments, resuming, the log, and saving a model as a whole."""
+"""What both kinds of training share: how a trainer is run, watched, stopped and resumed."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
-import shutil
+import random
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from instructgym.errors import ConfigError, TrainingError
-from instructgym.plugins import require
-from instructgym.train.run_folder import canonical_json, disk_words
-from instructgym.train.tuning.settings import TrainingSettings
-from instructgym.train.tuning.student import Student, model_digest
+from instructgym.errors import TrainingError
+from instructgym.train.progress import Progress, Silent
+from instructgym.train.tuning.job import LOG, MODEL, Job, TuningResult, is_main_process, mark_whole
+from instructgym.train.tuning.saving import save_whole
+from instructgym.train.tuning.student import Student
 
-__all__ = ["Job", "TuningResult", "arguments_of", "open_job", "split_off"]
+__all__ = ["guarded", "own_draws", "quiet_libraries", "run_trainer", "split_off"]
 
-CHECKPOINTS, LOG, RESULT, MODEL, ADAPTER, INPUTS = (
-    "checkpoints",
-    "log.jsonl",
-    "training.json",
-    "model",
-    "adapter",
-    "inputs.json",
-)
-_WHOLE = "whole"  # written into a checkpoint when all of it is there
-_TIMES = ("runtime", "per_second", "flos", "epoch_time")
-
-
-@dataclass(frozen=True)
-class TuningResult:
-    """What a training left: the model's folder, its log (a JSON line a logged step), and what was learned from.
-
-    `counts` holds the examples that were used and, by reason, those that were not.
-    """
-
-    model: Path
-    steps: int
-    train_loss: float
-    eval_loss: float | None
-    log: Path
-    counts: Mapping[str, int] = field(default_factory=dict)
-
-
-def need_training_packages() -> None:
-    """Raise `MissingDependencyError` where TRL, peft, datasets or accelerate is not installed."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for package in ("trl", "peft", "datasets", "accelerate"):
-        require(package, extra="align")
+_FIRST = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
+_TIMES = ("runtime", "per_second", "flos")
 
 
 def split_off(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -64,206 +33,84 @@ def split_off(count: int, share: float, seed: int) -> tuple[list[int], list[int]
     return [place for place in range(count) if place not in out], sorted(out)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training in one folder, by the digest of all that goes in."""
+def guarded(base: Any) -> Any:
+    """A trainer class of TRL's that stops at what is no number, and says nothing to anybody."""
 
-    out: Path
-    key: str
+    class Guarded(base):  # type: ignore[misc]  # TRL is not followed
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(*args, **kwargs)
+            _check("loss", loss, self.state.global_step)
+            return loss
 
-    def finished(self) -> TuningResult | None:
-        """What an equal training has left here, if it came to its end."""
-        held = _read(self.out / RESULT)
-        if held is None or held["key"] != self.key or not (self.out / MODEL).is_dir():
-            return None
-        return TuningResult(
-            self.out / MODEL, held["steps"], held["train_loss"], held["eval_loss"], self.out / LOG, held["counts"]
-        )
+        def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+            # Before the weights are changed: a checkpoint never holds what is no number.
+            norm = super()._get_grad_norm(*args, **kwargs)
+            if norm is not None:
+                _check("gradient", norm, self.state.global_step)
+            return norm
 
-    def begin(self) -> str | None:
-        """The checkpoint to go on from, or None. What another training has left here is removed."""
-        with disk_words(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-            held = _read(self.out / INPUTS)
-            if held is None or held["key"] != self.key:
-                for name in (CHECKPOINTS, MODEL, ADAPTER):
-                    shutil.rmtree(self.out / name, ignore_errors=True)
-                for name in (RESULT, LOG):
-                    (self.out / name).unlink(missing_ok=True)
-                _write(self.out / INPUTS, {"key": self.key})
-        whole = [path for path in (self.out / CHECKPOINTS).glob("checkpoint-*") if (path / _WHOLE).is_file()]
-        last = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-        for path in (self.out / CHECKPOINTS).glob("checkpoint-*"):
-            if path not in whole:  # cut off while it was written
-                shutil.rmtree(path)
-        return None if last is None else str(last)
+        def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+            """None: checkpoints are for going on, and the model is not TRL's to describe."""
 
-    def last_checkpoint(self) -> str:
-        """For messages: where the last good state is."""
-        whole = [path for path in (self.out / CHECKPOINTS).glob("checkpoint-*") if (path / _WHOLE).is_file()]
-        last = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-        return "there is no checkpoint yet" if last is None else f"the last good checkpoint is {last}"
+        def _send_telemetry(self) -> None:
+            """Nothing is told to anybody."""
 
-    def run(
-        self, trainer: Any, student: Student, settings: TrainingSettings, counts: Mapping[str, int]
-    ) -> TuningResult:
-        """Train to the end, save the model and say that it is whole."""
-        resume = self.begin()
-        log = LogFile(self.out / LOG)
-        trainer.add_callback(_callback(log))
-        with disk_words(self.out), self._words_of_nan():
-            output = trainer.train(resume_from_checkpoint=resume)
-            eval_loss = trainer.evaluate()["eval_loss"] if trainer.eval_dataset is not None else None
-            log.write(trainer.state.log_history)
-            self._save(trainer, student, settings)
-        result = TuningResult(
-            self.out / MODEL,
-            int(output.global_step),
-            _mean_loss(trainer.state.log_history, float(output.training_loss)),
-            eval_loss,
-            self.out / LOG,
-            dict(counts),
-        )
-        facts = {**asdict(result), "key": self.key}
-        _write(self.out / RESULT, {name: value for name, value in facts.items() if name not in ("model", "log")})
-        shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
-        return result
-
-    @contextlib.contextmanager
-    def _words_of_nan(self) -> Iterator[None]:
-        try:
-            yield
-        except FloatingPointError as error:
-            raise TrainingError(
-                f"training in '{self.out}' stopped: {error}. Lower the learning rate or max_grad_norm, or look at the "
-                f"data; {self.last_checkpoint()}."
-            ) from error
-
-    def _save(self, trainer: Any, student: Student, settings: TrainingSettings) -> None:
-        """Write the whole model beside its place, then put it there."""
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        beside = self.out / f"{MODEL}.new"
-        shutil.rmtree(beside, ignore_errors=True)
-        if settings.lora is not None:
-            model.save_pretrained(self.out / ADAPTER)
-            model = _merged(model, student, settings)
-        model.save_pretrained(beside)
-        student.tokenizer.save_pretrained(beside)
-        shutil.rmtree(self.out / MODEL, ignore_errors=True)
-        beside.rename(self.out / MODEL)
+    return Guarded
 
 
-def open_job(
-    kind: str,
-    place: str | Path,
-    examples: Sequence[Any],
-    settings: TrainingSettings,
-    out: Path,
-    *,
-    chat_template: str,
-    seed: int,
-) -> Job:
-    """The job of these inputs. The model is known by what its folder holds, examples by what they say."""
-    folder = Path(place)
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(f"{canonical_json(asdict(example))}\x1e".encode("utf-8", "surrogatepass"))
-    inputs = {
-        "kind": kind,
-        "model": model_digest(folder) if folder.is_dir() else str(place),
-        "examples": digest.hexdigest(),
-        "settings": settings.model_dump(mode="json"),
-        "template": _template_digest(chat_template),
-        "seed": seed,
-    }
-    return Job(out, hashlib.sha256(canonical_json(inputs).encode()).hexdigest()[:32])
+def run_trainer(
+    job: Job, trainer: Any, student: Student, counts: Mapping[str, int], progress: Progress | None = None
+) -> TuningResult:
+    """Train to the end from the last whole checkpoint, save the model, and say that it is whole."""
+    import accelerate
+    from transformers import PrinterCallback
 
-
-def _template_digest(chat_template: str) -> str:
-    if chat_template in ("", "plain"):
-        return chat_template
-    try:
-        return hashlib.sha256(Path(chat_template).read_bytes()).hexdigest()
-    except OSError:
-        return chat_template  # whoever opens it says what is wrong
-
-
-def arguments_of(student: Student, settings: TrainingSettings, out: Path, seed: int) -> dict[str, Any]:
-    """Keyword arguments of `transformers.TrainingArguments`."""
-    import torch
-
-    device = student.model.device
-    on_gpu = device.type == "cuda"
-    bf16 = on_gpu and torch.cuda.is_bf16_supported() if settings.bf16 == "auto" else settings.bf16
-    if bf16 and not on_gpu:
-        raise ConfigError(f"bf16 = true needs a GPU, and the model is on {device}; leave it at 'auto'")
-    scheduler: dict[str, Any] = {"lr_scheduler_type": settings.scheduler}
-    if settings.min_lr is not None:
-        scheduler = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": settings.min_lr}}
-    return {
-        "output_dir": str(out / CHECKPOINTS),
-        "per_device_train_batch_size": settings.batch_size,
-        "per_device_eval_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation,
-        "learning_rate": settings.lr,
-        **scheduler,
-        "warmup_steps": settings.warmup_steps,
-        "num_train_epochs": settings.epochs,
-        "max_steps": settings.max_steps or -1,
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.max_grad_norm,
-        "logging_steps": settings.log_every,
-        "logging_nan_inf_filter": False,  # it would show the last good loss in place of one that is no number
-        "save_strategy": "steps" if settings.save_every else "no",
-        "save_steps": settings.save_every or 500,
-        "save_total_limit": 2,  # the one before stands until the next is whole
-        "eval_strategy": "steps" if settings.eval_every else "no",
-        "eval_steps": settings.eval_every,
-        "seed": seed,
-        "data_seed": seed,
-        "use_cpu": not on_gpu and device.type == "cpu",
-        "bf16": bf16,
-        "gradient_checkpointing": settings.gradient_checkpointing,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": on_gpu,
-        "remove_unused_columns": False,
-    }
-
-
-def set_dropout(model: Any, share: float) -> None:
-    """The model's own dropout: every layer of it, whatever the architecture calls it."""
-    import torch
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = share
-        for name in ("attention_dropout", "attn_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, share)
-
-
-def lora_config(settings: TrainingSettings) -> Any:
-    """The peft config, or None."""
-    if settings.lora is None:
-        return None
-    import peft
-
-    own = settings.lora
-    return peft.LoraConfig(
-        r=own.r,
-        lora_alpha=own.alpha,
-        lora_dropout=own.dropout,
-        target_modules="all-linear" if own.target_modules == "auto" else list(own.target_modules),
-        task_type="CAUSAL_LM",
+    processes = accelerate.PartialState()
+    if is_main_process():
+        job.begin()
+    processes.wait_for_everyone()
+    resume = job.checkpoint()
+    log = LogFile(job.out / LOG)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_watcher(trainer, log, progress or Silent()))
+    with job.disk_words(), _words_of_nan(job):
+        output = trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        if trainer.eval_dataset is not None and _eval_loss(trainer) is None:
+            trainer.evaluate()
+        log.write(trainer.state.log_history)
+        save_whole(trainer, student, job.out)
+        processes.wait_for_everyone()
+    result = TuningResult(
+        job.out / MODEL,
+        int(output.global_step),
+        _mean_loss(trainer.state.log_history),
+        _eval_loss(trainer),
+        job.out / LOG,
+        dict(counts),
     )
+    if is_main_process():
+        job.finish(result)
+    processes.wait_for_everyone()
+    return result
 
 
-def check_finite(loss: Any, step: int) -> None:
-    """Raise FloatingPointError for a loss that is no number."""
-    value = float(loss)
-    if not math.isfinite(value):
-        raise FloatingPointError(f"the loss of step {step + 1} is {value}")
+@contextlib.contextmanager
+def _words_of_nan(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except FloatingPointError as error:
+        last = job.checkpoint()
+        kept = "there is no checkpoint yet" if last is None else f"the last good checkpoint is {last}"
+        raise TrainingError(
+            f"training in '{job.out}' stopped: {error}. Lower the learning rate or max_grad_norm, or look at the data; "
+            f"{kept}."
+        ) from error
+
+
+def _check(what: str, value: Any, step: int) -> None:
+    number = float(value)
+    if not math.isfinite(number):
+        raise FloatingPointError(f"the {what} of step {step + 1} is {number}")
 
 
 class LogFile:
@@ -273,60 +120,115 @@ class LogFile:
         self._path = path
 
     def write(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the file. What sums a training up is left out: it covers the steps of one process only."""
+        if not is_main_process():
+            return
         rows = [
-            {key: value for key, value in row.items() if not any(word in key for word in _TIMES)} for row in history
+            {key: row[key] for key in sorted(row, key=_order) if not any(word in key for word in _TIMES)}
+            for row in history
+            if "train_runtime" not in row
         ]
-        text = "".join(f"{json.dumps(row)}\n" for row in rows if set(row) - {"step", "epoch"})
         beside = self._path.with_name(f"{self._path.name}.tmp")
-        beside.write_text(text, "utf-8")
+        beside.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
         os.replace(beside, self._path)
 
 
-def _callback(log: LogFile) -> Any:
+def _order(key: str) -> tuple[int, str]:
+    """Where a value stands in a line: a checkpoint does not keep the order that the trainer wrote in."""
+    return (_FIRST.index(key) if key in _FIRST else len(_FIRST), key)
+
+
+def _watcher(trainer: Any, log: LogFile, progress: Progress) -> Any:
+    import accelerate
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
         """Keeps the log on the disk, and marks checkpoints that are whole."""
 
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            progress.started("train", state.max_steps)
+            progress.advance("train", state.global_step)
+            # TRL counts tokens from 0 in every process; a log that goes on has to go on with its count.
+            seen = [row["num_tokens"] for row in state.log_history if "num_tokens" in row]
+            trainer._total_train_tokens = seen[-1] if seen else 0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # A mean that goes over a checkpoint would be another one after a resume; the last steps are logged, too.
+            if control.should_save or state.global_step >= state.max_steps:
+                control.should_log = True
+            progress.advance("train", state.global_step)
+
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             log.write(state.log_history)
+            if "loss" in state.log_history[-1]:
+                progress.advance("train", state.global_step, f"loss {state.log_history[-1]['loss']:.4g}")
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / _WHOLE).touch()
+            accelerate.PartialState().wait_for_everyone()
+            if is_main_process():
+                mark_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            progress.finished("train")
 
     return Watcher()
 
 
-def _mean_loss(history: Sequence[Mapping[str, Any]], otherwise: float) -> float:
-    """The mean of the logged losses: what a resumed trainer reports covers its own steps only."""
-    losses = [float(row["loss"]) for row in history if "loss" in row]
-    return sum(losses) / len(losses) if losses else otherwise
+def _eval_loss(trainer: Any) -> float | None:
+    """The eval loss of the last step, if it has been measured."""
+    rows = [row for row in trainer.state.log_history if "eval_loss" in row]
+    return float(rows[-1]["eval_loss"]) if rows and rows[-1]["step"] == trainer.state.global_step else None
 
 
-def _merged(model: Any, student: Student, settings: TrainingSettings) -> Any:
-    """The adapters merged into the weights; four-bit weights are loaded again in full for it."""
-    if settings.quantization is None:
-        return model.merge_and_unload()
-    import peft
+def _mean_loss(history: Sequence[Mapping[str, Any]]) -> float:
+    """The mean loss over all steps, those before a resume included; each line of the log is the mean of its steps."""
+    total, last = 0.0, 0
+    for row in history:
+        if "loss" in row:
+            total += float(row["loss"]) * (row["step"] - last)
+            last = row["step"]
+    return total / max(last, 1)
+
+
+@contextlib.contextmanager
+def own_draws() -> Iterator[None]:
+    """Trainers seed and use the global generators; afterwards they are as they were."""
     import torch
-    import transformers
 
-    whole = transformers.AutoModelForCausalLM.from_pretrained(student.name, dtype=torch.bfloat16)
-    merged = peft.PeftModel(whole, model.peft_config["default"])
-    peft.set_peft_model_state_dict(merged, peft.get_peft_model_state_dict(model))
-    return merged.merge_and_unload()
+    python, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """No bars of progress of datasets, TRL and transformers, and not what peft is told of transformers' next version:
+    library code prints nothing."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    showed, hid = transformers_logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
+    verbosity = transformers_logging.get_verbosity()
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    datasets.disable_progress_bars()
     try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError):
-        return None
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    with disk_words(path):
-        beside = path.with_name(f"{path.name}.tmp")
-        beside.write_text(json.dumps(dict(value), indent=2) + "\n", "utf-8")
-        os.replace(beside, path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if showed:
+            transformers_logging.enable_progress_bar()
+        if not hid:
+            datasets.enable_progress_bars()
+        if before is None:
+            os.environ.pop("TQDM_DISABLE", None)
+        else:
+            os.environ["TQDM_DISABLE"] = before

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from instructgym.errors import ConfigError
@@ -33,19 +35,24 @@ IFT, EFT, ANCHORS = "M1/ift.jsonl", "M1/eft.jsonl", "M1/anchors.jsonl"
 
 
 def run_student(context: AlignmentContext) -> StageOutput:
-    """Trains M0 of the testbed from nothing."""
+    """Trains M0 of the testbed from nothing, or takes the one that is given."""
     from instructgym.train.testbed.model import BaseModelSettings, build_base_model
 
-    own = context.config.testbed
-    settings = BaseModelSettings(hidden_size=own.hidden_size, layers=own.layers, steps=own.steps, careless=own.careless)
+    own, folder = context.config.testbed, context.folder.path / "M0/model"
     context.progress.started("student", own.steps)
+    if own.base_model:
+        if not (Path(own.base_model) / "config.json").is_file():
+            raise ConfigError(f"testbed.base_model '{own.base_model}' holds no model; expected M0/model of a run.")
+        shutil.copytree(own.base_model, folder, dirs_exist_ok=True)
+        return StageOutput(("M0/model",))
     build_base_model(
-        context.folder.path / "M0/model",
+        folder,
         rng_seed=context.config.run.seed,
-        settings=settings,
+        settings=BaseModelSettings(
+            hidden_size=own.hidden_size, layers=own.layers, steps=own.steps, careless=own.careless
+        ),
         on_step=lambda step, _loss: context.progress.advance("student", step + 1),
     )
-    context.models.add("M0", context.folder.path / "M0/model")
     return StageOutput(("M0/model",))
 
 
@@ -134,6 +141,8 @@ def _fine_tune(
         context.folder.path / name,
         chat_template=config.student.chat_template,
         seed=config.run.seed,
+        device=config.student.device,
+        trust_remote_code=config.student.trust_remote_code,
     )
     context.models.add(name, result.model)
     facts = {"steps": result.steps, "train_loss": result.train_loss, "eval_loss": result.eval_loss}

@@ -9,7 +9,7 @@ from instructgym.errors import BackendError
 from instructgym.llm_backends.base import LLM
 from instructgym.train.alignment.context import AlignmentContext, Round, words_of
 from instructgym.train.alignment.gate import AnchorResult, check_gate
-from instructgym.train.alignment.judgements import judge
+from instructgym.train.alignment.judgements import break_ties, judge
 from instructgym.train.alignment.questions import question_of
 from instructgym.train.alignment.records import Candidate, Judgement, Prompt
 from instructgym.train.alignment.stages.answers import CANDIDATES
@@ -30,6 +30,8 @@ def run_judge(context: AlignmentContext, round_: Round) -> StageOutput:
     candidates = context.read(Candidate, round_.file(CANDIDATES))
     items = [(prompts[each.prompt], each) for each in candidates if each.failure is None and not each.cut]
     judgements, lost = _judged(context, round_, items, stage)
+    if context.config.judging.break_ties:
+        judgements = _ties_broken(context, round_, judgements, items, stage)
     context.write(round_.file(JUDGEMENTS), judgements)
     samples = sum(len(each.samples) for each in judgements)
     valid = sum(each.valid for each in judgements)
@@ -75,6 +77,33 @@ def judge_of(context: AlignmentContext, round_: Round, stage: str) -> LLM:
         sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens)
         return context.ask_student(round_.before, stage, sampling)
     return context.ask_guide("judge", stage)
+
+
+def _ties_broken(
+    context: AlignmentContext,
+    round_: Round,
+    judgements: list[Judgement],
+    items: list[tuple[Prompt, Candidate]],
+    stage: str,
+) -> list[Judgement]:
+    """Equal scores of a prompt's answers told apart by comparison; as they are where a call fails."""
+    llm = judge_of(context, round_, stage)
+    answers: dict[str, list[Candidate]] = {}
+    for prompt, candidate in items:
+        answers.setdefault(prompt.id, []).append(candidate)
+    groups: dict[str, list[Judgement]] = {}
+    for each in judgements:
+        groups.setdefault(each.prompt, []).append(each)
+    prompts = {prompt.id: prompt for prompt, _ in items}
+
+    async def one(name: str) -> list[Judgement]:
+        try:
+            return await break_ties(llm, prompts[name], answers[name], groups[name])
+        except BackendError as error:
+            words_of(error)
+            return groups[name]
+
+    return [each for group in context.each(stage, one, list(groups)) for each in group]
 
 
 def _judged(

@@ -8,14 +8,17 @@ from typing import Any
 from instructgym.errors import ConfigError
 from instructgym.llm_backends.answering import answer_messages
 from instructgym.train.alignment.context import AlignmentContext, Round
+from instructgym.train.alignment.meta_judge import most_judge_pairs
 from instructgym.train.alignment.pairs import PairReport, demo_pairs, make_pairs
 from instructgym.train.alignment.records import Candidate, Judgement, Pair, Prompt
 from instructgym.train.alignment.replay import replayed
 from instructgym.train.alignment.stages.answers import CANDIDATES, DEMONSTRATIONS
 from instructgym.train.alignment.stages.judging import JUDGEMENTS
+from instructgym.train.alignment.stages.meta_judging import JUDGE_PAIRS
 from instructgym.train.alignment.stages.prompts import PROMPTS
 from instructgym.train.stage import StageOutput
 from instructgym.train.tuning.examples import PreferenceExample
+from instructgym.types import Message
 
 __all__ = ["PAIRS", "run_dpo", "run_pairs"]
 
@@ -59,21 +62,25 @@ def run_dpo(context: AlignmentContext, round_: Round) -> StageOutput:
         PreferenceExample(tuple(answer_messages(pair.as_instruction)), pair.chosen, pair.rejected, pair.weight)
         for pair in pairs
     ]
+    judging = _judge_pairs(context, round_, len(examples))
     share = context.config.rounds.eft_replay
     replay = replayed(context, round_, int(share / (1 - share) * len(examples))) if share else []
     context.free_device()
     config = context.config
     result = train_dpo(
         context.models.place(round_.before),
-        [*examples, *replay],
+        [*examples, *judging, *replay],
         config.dpo,
         context.folder.path / round_.model,
         chat_template=config.student.chat_template,
         seed=config.run.seed + round_.number,
+        device=config.student.device,
+        trust_remote_code=config.student.trust_remote_code,
     )
     context.models.add(round_.model, result.model)
     facts: dict[str, Any] = {
         "pairs": len(examples),
+        "judge_pairs": len(judging),
         "replayed": len(replay),
         "steps": result.steps,
         "train_loss": result.train_loss,
@@ -81,3 +88,17 @@ def run_dpo(context: AlignmentContext, round_: Round) -> StageOutput:
         "counts": dict(result.counts),
     }
     return StageOutput((round_.file("model"), round_.file("log.jsonl")), facts)
+
+
+def _judge_pairs(context: AlignmentContext, round_: Round, others: int) -> list[PreferenceExample]:
+    """What the meta-judge made, no more than its share of the batch."""
+    if f"{round_.model}.meta_judge" not in context.manifests:
+        return []
+    rows = context.folder.read_lines(round_.file(JUDGE_PAIRS))
+    most = most_judge_pairs(others, context.config.meta_judge.share)
+    return [
+        PreferenceExample(
+            tuple(Message(each["role"], each["content"]) for each in row["messages"]), row["chosen"], row["rejected"]
+        )
+        for row in rows[:most]
+    ]
