@@ -122,9 +122,11 @@ class Job:
                 if path not in whole:  # cut off while it was written
                     shutil.rmtree(path)
 
-    def checkpoint(self) -> Path | None:
-        """The last whole checkpoint."""
-        return max(self._whole(), key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    def checkpoint(self, before: int | None = None) -> Path | None:
+        """The last whole checkpoint, or the last one of a step before `before`."""
+        steps = {int(path.name.rpartition("-")[2]): path for path in self._whole()}
+        last = max((step for step in steps if before is None or step < before), default=None)
+        return None if last is None else steps[last]
 
     def finish(self, result: TuningResult) -> None:
         """Say that the model is whole; checkpoints are no longer needed."""

@@ -17,7 +17,7 @@ import numpy as np
 from instructgym.errors import TrainingError
 from instructgym.train.progress import Progress, Silent
 from instructgym.train.tuning.job import LOG, MODEL, Job, TuningResult, is_main_process, mark_whole
-from instructgym.train.tuning.saving import save_whole
+from instructgym.train.tuning.saving import NotANumber, all_finite, save_whole
 from instructgym.train.tuning.student import Student
 
 __all__ = ["guarded", "own_draws", "quiet_libraries", "run_trainer", "split_off"]
@@ -35,6 +35,7 @@ def split_off(count: int, share: float, seed: int) -> tuple[list[int], list[int]
 
 def guarded(base: Any) -> Any:
     """A trainer class of TRL's that stops at what is no number, and says nothing to anybody."""
+    import torch
 
     class Guarded(base):  # type: ignore[misc]  # TRL is not followed
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -48,6 +49,13 @@ def guarded(base: Any) -> Any:
             if norm is not None:
                 _check("gradient", norm, self.state.global_step)
             return norm
+
+        def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+            # A step can take weights out of their range although its gradient was a number.
+            own = torch.tensor([float(all_finite(self.model))], device=self.accelerator.device)
+            if not bool(self.accelerator.gather(own).all()):  # each process has its own part of a sharded model
+                raise NotANumber("the weights are no longer numbers", self.state.global_step)
+            super()._save_checkpoint(*args, **kwargs)
 
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
             """None: checkpoints are for going on, and the model is not TRL's to describe."""
@@ -98,9 +106,9 @@ def run_trainer(
 def _words_of_nan(job: Job) -> Iterator[None]:
     try:
         yield
-    except FloatingPointError as error:
-        last = job.checkpoint()
-        kept = "there is no checkpoint yet" if last is None else f"the last good checkpoint is {last}"
+    except NotANumber as error:
+        last = job.checkpoint(before=error.step)
+        kept = "there is no good checkpoint yet" if last is None else f"the last good checkpoint is {last}"
         raise TrainingError(
             f"training in '{job.out}' stopped: {error}. Lower the learning rate or max_grad_norm, or look at the data; "
             f"{kept}."
@@ -110,7 +118,7 @@ def _words_of_nan(job: Job) -> Iterator[None]:
 def _check(what: str, value: Any, step: int) -> None:
     number = float(value)
     if not math.isfinite(number):
-        raise FloatingPointError(f"the {what} of step {step + 1} is {number}")
+        raise NotANumber(f"the {what} of step {step + 1} is {number}", step)
 
 
 class LogFile:
