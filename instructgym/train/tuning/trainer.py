@@ -82,7 +82,10 @@ def run_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_watcher(trainer, log, progress or Silent()))
     with job.disk_words(), _words_of_nan(job):
-        output = trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        try:
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        except _AllStepsTaken:
+            (progress or Silent()).finished("train")
         if trainer.eval_dataset is not None and _eval_loss(trainer) is None:
             trainer.evaluate()
         log.write(trainer.state.log_history)
@@ -90,7 +93,7 @@ def run_trainer(
         processes.wait_for_everyone()
     result = TuningResult(
         job.out / MODEL,
-        int(output.global_step),
+        int(trainer.state.global_step),
         _mean_loss(trainer.state.log_history),
         _eval_loss(trainer),
         job.out / LOG,
@@ -100,6 +103,10 @@ def run_trainer(
         job.finish(result)
     processes.wait_for_everyone()
     return result
+
+
+class _AllStepsTaken(Exception):
+    """What was resumed has nothing left to train."""
 
 
 @contextlib.contextmanager
@@ -159,6 +166,11 @@ def _watcher(trainer: Any, log: LogFile, progress: Progress) -> Any:
             # TRL counts tokens from 0 in every process; a log that goes on has to go on with its count.
             seen = [row["num_tokens"] for row in state.log_history if "num_tokens" in row]
             trainer._total_train_tokens = seen[-1] if seen else 0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # From the checkpoint of the last step, transformers would take one step more if it lies within an epoch.
+            if state.global_step >= state.max_steps:
+                raise _AllStepsTaken
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             # A mean that goes over a checkpoint would be another one after a resume; the last steps are logged, too.

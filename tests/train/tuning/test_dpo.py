@@ -83,17 +83,28 @@ def test_the_loss_is_an_independent_computations(name: str, tiny: Path, tmp_path
         assert row["logps/rejected"] == pytest.approx(rejected, abs=1e-4)
 
 
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (2, 4)])
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_loss_is_trls_where_weights_are_equal(name: str, tiny: Path, tmp_path: Path) -> None:
+def test_the_loss_is_trls_where_weights_are_equal(
+    name: str, batch_size: int, accumulation: int, tiny: Path, tmp_path: Path
+) -> None:
     import datasets
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
     from instructgym.train.tuning.trainer import quiet_libraries
 
-    equal = [type(each)(each.prompt, each.chosen, each.rejected) for each in preferences(8)]
+    # Chosen answers of one length: TRL's likelihood term is a mean over the batch's tokens, ours one over answers.
+    equal = [type(each)(each.prompt, "it is ship", each.rejected) for each in preferences(8)]
     settings = DPO.model_copy(
-        update={"losses": {name: 1.0}, "label_smoothing": 0.1, "batch_size": 8, "max_steps": 2, "scheduler": "constant"}
+        update={
+            "losses": {name: 1.0},
+            "label_smoothing": 0.1,
+            "batch_size": batch_size,
+            "gradient_accumulation": accumulation,
+            "max_steps": 2,
+            "scheduler": "constant",
+        }
     )
     ours = train_dpo(tiny, equal, settings, tmp_path / "ours", device="cpu")
     student, reference = open_student(tiny, device="cpu"), open_student(tiny, device="cpu")
@@ -111,7 +122,8 @@ def test_the_loss_is_trls_where_weights_are_equal(name: str, tiny: Path, tmp_pat
             ref_model=reference.model,
             args=DPOConfig(
                 output_dir=str(tmp_path / "theirs"),
-                per_device_train_batch_size=8,
+                per_device_train_batch_size=batch_size,
+                gradient_accumulation_steps=accumulation,
                 learning_rate=1e-3,
                 lr_scheduler_type="constant",
                 max_steps=2,
@@ -133,9 +145,8 @@ def test_the_loss_is_trls_where_weights_are_equal(name: str, tiny: Path, tmp_pat
         )
         trainer.train()
     theirs = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    # TRL's likelihood term is a mean over the batch's tokens, ours one over answers.
-    tolerance = 0.02 if name == "sft" else 1e-5
-    assert [row["loss"] for row in log_of(ours.log)] == pytest.approx(theirs, rel=tolerance)
+    assert len(theirs) == 2
+    assert [row["loss"] for row in log_of(ours.log)] == pytest.approx(theirs, rel=1e-5)
 
 
 def test_accumulated_batches_are_one_batch(tiny: Path, tmp_path: Path) -> None:
@@ -161,6 +172,25 @@ def test_the_reference_is_the_start_however_it_is_kept(more: dict[str, Any], tin
     assert first["loss"] == pytest.approx(0.6931, abs=0.3)  # ln 2, times a batch's weights
     assert (first["rewards/margins"], first["rewards/chosen"]) == (0.0, 0.0)
     assert log_of(result.log)[-1]["rewards/margins"] != 0.0
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"lora": LoraSettings(r=4, dropout=0.0)}, {"precompute_reference": True}], ids=str
+)
+def test_the_reference_stays_the_start_while_the_policy_moves(more: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
+    settings = DPO.model_copy(update={"batch_size": 8, "max_steps": 2, "scheduler": "constant", "lr": 1e-2, **more})
+    two = train_dpo(tiny, preferences(8), settings, tmp_path / "two", device="cpu")
+    one = train_dpo(tiny, preferences(8), settings.model_copy(update={"max_steps": 1}), tmp_path / "one", device="cpu")
+    start, policy = (open_student(folder, device="cpu") for folder in (tiny, one.model))
+    pairs, _ = encode_pairs(start, preferences(8), 256)
+    _, was_chosen, was_rejected = independent(pairs, start.model, start.model, settings, "sigmoid")
+    loss, chosen, rejected = independent(pairs, policy.model, start.model, settings, "sigmoid")
+    row = log_of(two.log)[1]
+    assert row["loss"] == pytest.approx(loss, abs=1e-5)
+    assert row["rewards/chosen"] == pytest.approx(settings.beta * (chosen - was_chosen), abs=1e-5)
+    assert row["rewards/rejected"] == pytest.approx(settings.beta * (rejected - was_rejected), abs=1e-5)
+    # A reference that moved along would make these 0: the tolerance has to tell the two apart.
+    assert settings.beta * abs(chosen - was_chosen) > 100 * 1e-5
 
 
 def test_adapters_are_merged_into_the_saved_model(tiny: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -112,6 +113,35 @@ def test_an_interrupted_training_goes_on_to_the_same_log_and_model(
     assert (again.train_loss, again.eval_loss, again.steps) == (whole.train_loss, whole.eval_loss, whole.steps)
 
 
+class StopBeforeTheModel(Silent):
+    """Interrupts after the last step's checkpoint, before the model is written."""
+
+    def finished(self, stage: str) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        sft({"scheduler": "constant"}),  # 14 steps end within the second epoch
+        sft({"scheduler": "constant", "max_steps": 20}),  # 20 at its end
+        dpo({"scheduler": "constant", "lora": LoraSettings(r=2), "eval_share": 0.2}),
+    ],
+)
+def test_a_training_with_all_its_steps_taken_takes_no_other(
+    train: Callable[..., TuningResult], tiny: Path, tmp_path: Path
+) -> None:
+    whole = train(tiny, tmp_path / "whole")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, tmp_path / "cut", progress=StopBeforeTheModel())
+        assert not (tmp_path / "cut/model").exists()
+    again = train(tiny, tmp_path / "cut")
+    assert again.log.read_bytes() == whole.log.read_bytes()
+    assert model_digest(again.model) == model_digest(whole.model)
+    assert (again.train_loss, again.eval_loss, again.steps) == (whole.train_loss, whole.eval_loss, whole.steps)
+
+
 def test_a_checkpoint_that_is_not_whole_is_not_gone_on_from(tiny: Path, tmp_path: Path) -> None:
     train, out = sft({}), tmp_path / "cut"
     whole = train(tiny, tmp_path / "whole")
@@ -134,26 +164,70 @@ def test_what_is_no_number_stops_the_training_and_the_last_good_checkpoint_stays
     with pytest.raises(TrainingError) as caught:
         wild(tiny, tmp_path)
     kept = sorted((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
-    assert kept, str(caught.value)
+    assert len(kept) == 2, str(caught.value)
+    # The step after the last checkpoint is the one that failed: the one before has been gone on from.
     step = int(kept[-1].name.rpartition("-")[2])
     found = str(caught.value)
     assert found.startswith(f"training in '{tmp_path}' stopped: the ")
     assert f" of step {step + 1} is " in found
     assert found.endswith(
-        f". Lower the learning rate or max_grad_norm, or look at the data; the last good checkpoint is {kept[-1]}."
+        f". Lower the learning rate or max_grad_norm, or look at the data; the last good checkpoint is {kept[0]}."
     )
     from safetensors.torch import load_file
 
-    assert all(bool(tensor.isfinite().all()) for tensor in load_file(kept[-1] / "model.safetensors").values())
+    for path in kept:
+        assert all(bool(tensor.isfinite().all()) for tensor in load_file(path / "model.safetensors").values())
     assert not (tmp_path / "model").exists()
 
 
-def full_disk(model: Path, out: Path, limit: int) -> None:
+@pytest.mark.parametrize("save_every", [1, None])
+@pytest.mark.parametrize("lora", [None, LoraSettings(r=2)])
+@pytest.mark.parametrize("train", [sft, dpo])
+def test_weights_that_a_last_step_has_broken_are_never_saved(
+    train: Callable[..., Callable[..., TuningResult]],
+    lora: LoraSettings | None,
+    save_every: int | None,
+    tiny: Path,
+    tmp_path: Path,
+) -> None:
+    # Loss and gradient of the only step are numbers; the weights after it are not.
+    wild = train({"lr": 1e39, "scheduler": "constant", "max_steps": 1, "save_every": save_every, "lora": lora})
+    with pytest.raises(TrainingError) as caught:
+        wild(tiny, tmp_path)
+    assert str(caught.value) == (
+        f"training in '{tmp_path}' stopped: the weights are no longer numbers. Lower the learning rate or "
+        "max_grad_norm, or look at the data; there is no good checkpoint yet."
+    )
+    assert list(tmp_path.rglob("*.safetensors")) == []
+    assert not (tmp_path / "training.json").exists()
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(r=2)])
+def test_weights_that_are_too_large_for_the_saved_type_are_never_saved(
+    lora: LoraSettings | None, tiny: Path, tmp_path: Path
+) -> None:
+    import transformers
+
+    folder = tmp_path / "half"
+    shutil.copytree(tiny, folder)
+    transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype="float16").save_pretrained(folder)
+    wild = sft({"lr": 1e6, "scheduler": "constant", "max_steps": 1, "save_every": 1, "lora": lora})
+    with pytest.raises(TrainingError) as caught:
+        wild(folder, tmp_path / "out")
+    assert str(caught.value) == (
+        f"training in '{tmp_path / 'out'}' stopped: the weights are too large for float16, the type that the model "
+        "came in. Lower the learning rate or max_grad_norm, or look at the data; the last good checkpoint is "
+        f"{tmp_path / 'out/checkpoints/checkpoint-1'}."
+    )
+    assert not (tmp_path / "out/model").exists()
+
+
+def full_disk(model: Path, out: Path, limit: int, change: dict[str, Any]) -> None:
     """Trains where a file cannot be longer than `limit` bytes, which stands in for a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        sft({})(model, out)
+        sft(change)(model, out)
     except RunFolderError as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         (out / "said").write_text(str(error), "utf-8")
@@ -161,31 +235,33 @@ def full_disk(model: Path, out: Path, limit: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "reason"),
+    ("share", "reason", "change", "last"),
     [
-        (0.5, "file too large"),  # the weights do not fit
-        (1.5, "a file could not be written to its end"),  # they do, and the optimiser's state does not
+        (0.5, "file too large", {}, 4),  # the weights do not fit
+        (1.5, "a file could not be written to its end", {}, 4),  # they do, and the optimiser's state does not
+        (0.8, "file too large", {"lora": LoraSettings(r=1)}, 14),  # all checkpoints do, and the merged model does not
     ],
 )
 def test_a_full_disk_is_said_and_the_last_checkpoint_stays(
-    tiny: Path, tmp_path: Path, share: float, reason: str
+    tiny: Path, tmp_path: Path, share: float, reason: str, change: dict[str, Any], last: int
 ) -> None:
     out = tmp_path / "full"
     with pytest.raises(KeyboardInterrupt):
-        sft({})(tiny, out, progress=StopAt(5))
+        sft(change)(tiny, out, progress=StopAt(5))
     limit = int(share * (tiny / "model.safetensors").stat().st_size)
-    child = PROCESSES.Process(target=full_disk, args=(tiny, out, limit))
+    child = PROCESSES.Process(target=full_disk, args=(tiny, out, limit, change))
     child.start()
     child.join(60)
     assert child.exitcode == 2
     said = (out / "said").read_text("utf-8")
     assert said == (
-        f"cannot write to '{out}': {reason}; the last whole checkpoint, checkpoint-4, is kept. Make room and run the "
-        "same command again: it goes on from there."
+        f"cannot write to '{out}': {reason}; the last whole checkpoint, checkpoint-{last}, is kept. Make room and run "
+        "the same command again: it goes on from there."
     )
-    whole = sft({})(tiny, tmp_path / "whole")
-    again = sft({})(tiny, out)
+    whole = sft(change)(tiny, tmp_path / "whole")
+    again = sft(change)(tiny, out)
     assert again.log.read_bytes() == whole.log.read_bytes()
+    assert model_digest(again.model) == model_digest(whole.model)
 
 
 def test_two_trainings_do_not_share_a_folder(tiny: Path, tmp_path: Path) -> None:
