@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from instructgym.cli.faults import say
-from instructgym.cli.options import ConfigArgument, FolderArgument, RetryFailedOption, SetOption, overrides_of
+from instructgym.cli.options import (
+    ConfigArgument,
+    DryRunOption,
+    FolderArgument,
+    RetryFailedOption,
+    SetOption,
+    overrides_of,
+)
 from instructgym.cli.tables import print_table, print_text
+from instructgym.train.alignment.pipelines import PIPELINES, Pipeline
 
 if TYPE_CHECKING:
     from instructgym.train.alignment.align import AlignmentResult
@@ -33,68 +41,26 @@ app = typer.Typer(
 )
 
 
-@app.command("self-reward")
-def self_reward(
-    config: ConfigArgument = "testbed",
-    out: OutOption = None,
-    student: StudentOption = None,
-    rounds: RoundsOption = None,
-    given: SetOption = None,
-    retry_failed: RetryFailedOption = False,
-) -> None:
-    """The student judges its own answers (Self-Rewarding Language Models, arXiv 2401.10020)."""
-    _run("self_reward", config, out, student, rounds, given, retry_failed)
+def _command_of(pipeline: Pipeline) -> Callable[..., None]:
+    """The command that runs one pipeline in every round."""
+
+    def command(
+        config: ConfigArgument = "testbed",
+        out: OutOption = None,
+        student: StudentOption = None,
+        rounds: RoundsOption = None,
+        given: SetOption = None,
+        dry_run: DryRunOption = False,
+        retry_failed: RetryFailedOption = False,
+    ) -> None:
+        _run(pipeline.name, config, out, student, rounds, given, dry_run, retry_failed)
+
+    command.__doc__ = f"{pipeline.summary[0].upper()}{pipeline.summary[1:]}."
+    return command
 
 
-@app.command("teacher-reward")
-def teacher_reward(
-    config: ConfigArgument = "testbed",
-    out: OutOption = None,
-    student: StudentOption = None,
-    rounds: RoundsOption = None,
-    given: SetOption = None,
-    retry_failed: RetryFailedOption = False,
-) -> None:
-    """A judge of your choice scores the student's answers."""
-    _run("teacher_reward", config, out, student, rounds, given, retry_failed)
-
-
-@app.command("teacher-demo")
-def teacher_demo(
-    config: ConfigArgument = "testbed",
-    out: OutOption = None,
-    student: StudentOption = None,
-    rounds: RoundsOption = None,
-    given: SetOption = None,
-    retry_failed: RetryFailedOption = False,
-) -> None:
-    """A teacher's answer is preferred to the student's own."""
-    _run("teacher_demo", config, out, student, rounds, given, retry_failed)
-
-
-@app.command()
-def spin(
-    config: ConfigArgument = "testbed",
-    out: OutOption = None,
-    student: StudentOption = None,
-    rounds: RoundsOption = None,
-    given: SetOption = None,
-    retry_failed: RetryFailedOption = False,
-) -> None:
-    """The human answer is preferred to the student's own (SPIN, arXiv 2401.01335)."""
-    _run("spin", config, out, student, rounds, given, retry_failed)
-
-
-@app.command("oracle-reward")
-def oracle_reward(
-    config: ConfigArgument = "testbed",
-    out: OutOption = None,
-    rounds: RoundsOption = None,
-    given: SetOption = None,
-    retry_failed: RetryFailedOption = False,
-) -> None:
-    """A checker scores the student's answers: the testbed's upper line."""
-    _run("oracle_reward", config, out, None, rounds, given, retry_failed)
+for _pipeline in PIPELINES.values():
+    app.command(_pipeline.name.replace("_", "-"))(_command_of(_pipeline))
 
 
 @app.command("run")
@@ -103,10 +69,11 @@ def run_as_configured(
     out: OutOption = None,
     student: StudentOption = None,
     given: SetOption = None,
+    dry_run: DryRunOption = False,
     retry_failed: RetryFailedOption = False,
 ) -> None:
     """What the config says: rounds.pipeline, or rounds.schedule with another pipeline each round."""
-    _run(None, config, out, student, None, given, retry_failed)
+    _run(None, config, out, student, None, given, dry_run, retry_failed)
 
 
 @app.command()
@@ -147,6 +114,7 @@ def _run(
     student: str | None,
     rounds: int | None,
     given: list[str] | None,
+    dry_run: bool,
     retry_failed: bool,
 ) -> None:
     from instructgym.cli.options import config_source
@@ -165,6 +133,9 @@ def _run(
     if pipeline is not None:
         overrides = ["rounds.schedule=[]", *overrides]
     config = load_alignment(config_source(name), overrides)
+    if dry_run:
+        _print_estimate(config)
+        return
     folder = out or _default_folder(name, pipeline)
     with open_progress() as progress:
         result = align(config, folder, progress=progress, retry_failed=retry_failed)
@@ -185,6 +156,31 @@ def _default_folder(name: str, pipeline: str | None) -> Path:
     if Path(name).is_dir():
         return Path(name)
     return Path("runs") / (pipeline or Path(name).stem).replace("_", "-")
+
+
+def _print_estimate(config: AlignmentConfig) -> None:
+    from instructgym.train.alignment.estimate import estimate
+
+    rows = estimate(config)
+    calls = {role: sum(row.calls for row in rows if row.role == role) for role in ("student", "teacher", "judge")}
+    print_table(
+        ("stage", "role", "model", "calls", "answer tokens", "examples", "steps"),
+        [
+            (
+                *(row.stage, row.role, row.model),
+                *(_count(number) for number in (row.calls, row.answer_tokens, row.examples, row.steps)),
+            )
+            for row in rows
+        ],
+        left=3,
+        title="Dry run: nothing was asked, trained or written",
+        caption="All numbers are the most there can be: a pair for every prompt, every answer as long as it may be, no "
+        f"round halted. {', '.join(f'{role}: {count:,} calls' for role, count in calls.items() if count)}.",
+    )
+
+
+def _count(number: int | None) -> str:
+    return "no limit" if number is None else f"{number:,}" if number else ""
 
 
 def _print_models(result: AlignmentResult, config: AlignmentConfig) -> None:

@@ -31,6 +31,8 @@ class Kind(StrEnum):
     agents = "agents"
     backends = "backends"
     configs = "configs"
+    pipelines = "pipelines"
+    alignments = "alignments"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class _Part:
 
 
 def list_parts(
-    kind: Annotated[Kind, typer.Argument(metavar="KIND", help="actions, rewards, agents, backends or configs.")],
+    kind: Annotated[Kind, typer.Argument(metavar="KIND", help=f"{', '.join(list(Kind)[:-1])} or {list(Kind)[-1]}.")],
 ) -> None:
     """List what a config can name."""
     part = _PARTS[kind]
@@ -57,7 +59,8 @@ def describe(
 ) -> None:
     """Describe one thing that a config can name.
 
-    An action set (with the prompt of each operation), an operation, a reward, an agent, a backend or a config.
+    An action set (with the prompt of each operation), an operation, a reward, an agent, a backend, a config, and of
+    alignments a pipeline or a config.
     """
     from instructgym.train.config_faults import nearest
 
@@ -238,24 +241,52 @@ def _describe_backend(name: str) -> None:
         )
 
 
-def _configs() -> dict[str, str]:
+def _configs(folder: str = "") -> dict[str, str]:
     from instructgym.train.config_text import config_names
 
-    return {name: _first_comment(name) for name in config_names()}
+    return {name: _config_text(name, folder).splitlines()[0].lstrip("# ") for name in config_names(folder)}
 
 
-def _first_comment(name: str) -> str:
+def _config_text(name: str, folder: str = "") -> str:
     from importlib import resources
 
-    first = (resources.files("instructgym") / "data" / f"{name}.toml").read_text("utf-8").splitlines()[0]
-    return first.lstrip("# ") if first.startswith("#") else ""
+    return (resources.files("instructgym") / "data" / folder / f"{name}.toml").read_text("utf-8").rstrip()
 
 
 def _describe_config(name: str) -> None:
-    from importlib import resources
-
-    print_text((resources.files("instructgym") / "data" / f"{name}.toml").read_text("utf-8").rstrip(), indent=2)
+    print_text(_config_text(name), indent=2)
     print_text(f"`instructgym config show {name}` prints every value, defaults included.", style="dim", indent=2)
+
+
+def _alignments() -> dict[str, str]:
+    return _configs("alignment")
+
+
+def _describe_alignment(name: str) -> None:
+    print_text(_config_text(name, "alignment"), indent=2)
+    print_text(f"`instructgym align config {name}` prints every value, defaults included.", style="dim", indent=2)
+
+
+def _pipelines() -> dict[str, str]:
+    from instructgym.train.alignment.pipelines import PIPELINES
+
+    return {name: pipeline.summary for name, pipeline in PIPELINES.items()}
+
+
+def _describe_pipeline(name: str) -> None:
+    from instructgym.train.alignment.pipelines import PIPELINES
+
+    pipeline = PIPELINES[name]
+    chosen = {
+        "best": ("the best of the student's answers", "the worst"),
+        "teacher": ("the teacher's answer", "one answer of the student"),
+        "reference": ("the prompt's known answer", "one answer of the student"),
+    }[pipeline.chosen]
+    judge = {"student": "the student itself", "judge": "section llm.judge", None: "nobody"}[pipeline.judge]
+    print_text(pipeline.summary, indent=2)
+    print_text(f"chosen: {chosen[0]}; rejected: {chosen[1]}; judge: {judge}", indent=2)
+    print_text(f"instructgym align {name.replace('_', '-')} CONFIG --out DIR", indent=2)
+    print_text(f'in a config: rounds.pipeline = "{name}", or one of rounds.schedule', indent=2)
 
 
 def _agents() -> dict[str, str]:
@@ -288,4 +319,6 @@ _PARTS = {
     Kind.agents: _Part("agent", _agents, _describe_agent),
     Kind.backends: _Part("backend", _backends, _describe_backend),
     Kind.configs: _Part("config", _configs, _describe_config),
+    Kind.pipelines: _Part("pipeline", _pipelines, _describe_pipeline),
+    Kind.alignments: _Part("alignment", _alignments, _describe_alignment),
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,24 +61,8 @@ def sft(
     from instructgym.train.tuning.examples import read_sft
     from instructgym.train.tuning.sft import train_sft
 
-    resolved = _resolve("sft", config, given, chat_template, seed, device)
-    examples = read_sft(data)
-    held = read_sft(eval_data) if eval_data else []
-    with _shown() as progress:
-        progress.say(f"read {len(examples):,} examples from {data}")
-        result = train_sft(
-            _absolute(model),
-            examples,
-            resolved.sft,
-            out,
-            chat_template=resolved.student.chat_template,
-            seed=resolved.run.seed,
-            eval_examples=held,
-            device=resolved.student.device,
-            trust_remote_code=resolved.student.trust_remote_code,
-            replace=False,
-            progress=progress,
-        )
+    options = _Given(model, data, out, config, given, eval_data, chat_template, seed, device)
+    result = options.train("sft", "examples", read_sft, train_sft)
     if _is_shown():
         _report(result, "examples")
         typer.echo(f"next: instructgym dpo --model {result.model} --data PREFERENCES --out DIR")
@@ -107,24 +92,8 @@ def dpo(
     from instructgym.train.tuning.dpo import train_dpo
     from instructgym.train.tuning.examples import read_preferences
 
-    resolved = _resolve("dpo", config, given, chat_template, seed, device)
-    examples = read_preferences(data)
-    held = read_preferences(eval_data) if eval_data else []
-    with _shown() as progress:
-        progress.say(f"read {len(examples):,} pairs from {data}")
-        result = train_dpo(
-            _absolute(model),
-            examples,
-            resolved.dpo,
-            out,
-            chat_template=resolved.student.chat_template,
-            seed=resolved.run.seed,
-            eval_examples=held,
-            device=resolved.student.device,
-            trust_remote_code=resolved.student.trust_remote_code,
-            replace=False,
-            progress=progress,
-        )
+    options = _Given(model, data, out, config, given, eval_data, chat_template, seed, device)
+    result = options.train("dpo", "pairs", read_preferences, train_dpo)
     if _is_shown():
         _report(result, "pairs")
         typer.echo(f"next: instructgym evolve --backend transformers --model {result.model}")
@@ -133,6 +102,66 @@ def dpo(
 def register(app: typer.Typer) -> None:
     app.command()(sft)
     app.command()(dpo)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What either command was told."""
+
+    model: str
+    data: Path
+    out: Path
+    config: str | None
+    given: Sequence[str] | None
+    eval_data: Path | None
+    chat_template: str | None
+    seed: int | None
+    device: str | None
+
+    def train(
+        self,
+        section: str,
+        what: str,
+        read: Callable[[Path], Sequence[Any]],
+        train: Callable[..., TuningResult],
+    ) -> TuningResult:
+        resolved = self._resolved(section)
+        examples = read(self.data)
+        held = read(self.eval_data) if self.eval_data else ()
+        with _shown() as progress:
+            progress.say(f"read {len(examples):,} {what} from {self.data}")
+            return train(
+                _absolute(self.model),
+                examples,
+                getattr(resolved, section),
+                self.out,
+                chat_template=resolved.student.chat_template,
+                seed=resolved.run.seed,
+                eval_examples=held,
+                device=resolved.student.device,
+                trust_remote_code=resolved.student.trust_remote_code,
+                replace=False,
+                progress=progress,
+            )
+
+    def _resolved(self, section: str) -> AlignmentConfig:
+        """The settings, in the form that an alignment has them in. Raises `ConfigError`."""
+        from instructgym.errors import ConfigError
+        from instructgym.train.alignment.config import AlignmentConfig, load_alignment
+        from instructgym.train.config import build
+        from instructgym.train.config_text import apply_overrides
+
+        for override in self.given or ():
+            key = override.partition("=")[0].strip()
+            if not key.startswith((f"{section}.", "student.")) and key != "run.seed":
+                raise ConfigError(
+                    f"--set {key} means nothing to `{section}`; expected {section}.KEY, student.KEY or run.seed."
+                )
+        values = {"student.chat_template": self.chat_template, "run.seed": self.seed, "student.device": self.device}
+        overrides = overrides_of(values, list(self.given or ()))
+        if self.config is not None:
+            return load_alignment(config_source(self.config), overrides)
+        return build(AlignmentConfig, apply_overrides({}, overrides), "--set")
 
 
 def _is_shown() -> bool:
@@ -152,33 +181,6 @@ def _shown() -> Iterator[Progress]:
         return
     with open_progress() as progress:
         yield progress
-
-
-def _resolve(
-    section: str,
-    config: str | None,
-    given: Sequence[str] | None,
-    chat_template: str | None,
-    seed: int | None,
-    device: str | None,
-) -> AlignmentConfig:
-    """The settings, in the form that an alignment has them in. Raises `ConfigError`."""
-    from instructgym.errors import ConfigError
-    from instructgym.train.alignment.config import AlignmentConfig, load_alignment
-    from instructgym.train.config import build
-    from instructgym.train.config_text import apply_overrides
-
-    for override in given or ():
-        key = override.partition("=")[0].strip()
-        if not key.startswith((f"{section}.", "student.")) and key != "run.seed":
-            raise ConfigError(
-                f"--set {key} means nothing to `{section}`; expected {section}.KEY, student.KEY or run.seed."
-            )
-    values = {"student.chat_template": chat_template, "run.seed": seed, "student.device": device}
-    overrides = overrides_of(values, list(given or ()))
-    if config is not None:
-        return load_alignment(config_source(config), overrides)
-    return build(AlignmentConfig, apply_overrides({}, overrides), "--set")
 
 
 def _absolute(model: str) -> str | Path:

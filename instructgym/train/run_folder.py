@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -155,6 +155,7 @@ class RunFolder:
         identity: Mapping[str, Any],
         sections: Mapping[str, Sequence[str]],
         config_toml: str,
+        free: Collection[str] = (),
     ) -> None:
         """Say whose run this is.
 
@@ -162,6 +163,7 @@ class RunFolder:
             identity: every value that decides the result, by dotted key.
             sections: for each stage the sections of `identity` that it depends on.
             config_toml: the config as resolved, for people.
+            free: sections that may change in a folder; the stages that depend on them are done again.
 
         Raises `RunFolderError` if a stage that has begun here depends on a value that is now another, or is none of
         `sections`: a comparison of policies and a run do not share a folder.
@@ -172,7 +174,7 @@ class RunFolder:
         if held is not None:
             self._check_schema(held)
             self._check_kind()
-            self._check_same(held["identity"])
+            self._check_same(held["identity"], free)
         self.write_text("config.toml", config_toml)
         self.write_json(
             "run.json",
@@ -279,10 +281,12 @@ class RunFolder:
                     "Choose another folder."
                 )
 
-    def _check_same(self, held: Mapping[str, Any]) -> None:
+    def _check_same(self, held: Mapping[str, Any], free: Collection[str]) -> None:
         begun = [stage for stage in self._sections if (self.path / "stages" / f"{stage}.json").exists()]
         keys = [*self._identity, *(key for key in held if key not in self._identity)]
         for key in keys:
+            if key.partition(".")[0] in free:
+                continue
             there, here = held.get(key), self._identity.get(key)
             stage = next((stage for stage in begun if key.partition(".")[0] in self._sections[stage]), None)
             if there != here and stage is not None:

@@ -15,6 +15,8 @@ from .conftest import Invoke
         ("agents", ["ppo", "random", "round_robin", "fixed"]),
         ("backends", ["simulated", "openai", "replay"]),
         ("configs", ["quickstart", "teams_rl"]),
+        ("pipelines", ["self_reward", "teacher_reward", "teacher_demo", "spin", "oracle_reward"]),
+        ("alignments", ["testbed", "self_rewarding", "phi2_study"]),
     ],
 )
 def test_list_shows_every_kind(invoke: Invoke, kind: str, names: list[str]) -> None:
@@ -55,7 +57,7 @@ def test_describe_the_users_own_action_set(invoke: Invoke, tmp_path: Path) -> No
     assert "Say the same in fewer words." in result.stdout
 
 
-@pytest.mark.parametrize("name", ["novelty", "simulated", "quickstart", "ppo"])
+@pytest.mark.parametrize("name", ["novelty", "simulated", "quickstart", "ppo", "teacher_demo", "phi2_study"])
 def test_describe_the_other_kinds(invoke: Invoke, name: str) -> None:
     result = invoke("describe", name)
     assert result.exit_code == 0

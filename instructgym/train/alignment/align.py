@@ -75,7 +75,8 @@ def align(
         out: the run's folder; created where needed.
         progress: told of the run's course.
         retry_failed: ask again what failed for good before.
-        backends: who answers as ``teacher`` or ``judge`` in place of the config's backend.
+        backends: who answers as ``teacher`` or ``judge`` in place of the config's backend, or as ``student`` (every
+            M(t), by the request's model) in place of the models in this process.
 
     Raises:
         ConfigError, SeedError: the user's input; also where a filter leaves nothing to learn from.
@@ -117,7 +118,8 @@ class _Run:
         question_of(config)
         with RunFolder.hold(self._out) as folder, storage_words(folder.path):
             sections = {step.name: step.sections for step in steps}
-            folder.claim(self._identity(), sections, to_toml(config))
+            # No stage reads what a gate wrote: another one asks the ledger again, and the run goes on or halts by it.
+            folder.claim(self._identity(), sections, to_toml(config), free=("gate",))
             context = AlignmentContext(config, folder, self.connection, self._student, self._models, self._progress)
             reports, manifests, halted = self._stages(steps, context)
             summary = self._conclude(context, manifests, halted)
@@ -140,6 +142,7 @@ class _Run:
         paths = {"ift": config.ift.path, "eft": config.eft.path, "prompts": config.prompts.path}
         for section, path in paths.items():
             values[f"{section}.path (content)"] = _digest_of(path)
+        values["prompts.decontaminate (content)"] = [_digest_of(path) for path in config.prompts.decontaminate]
         values["judging.question (version)"] = question_of(config).version
         return values
 
@@ -197,7 +200,7 @@ class _Run:
 
     def _connect(self, ledger: Path) -> None:
         config = self.config
-        by_role: dict[str, LLMBackend] = {"student": self._student}
+        by_role: dict[str, LLMBackend] = {"student": self._backends.get("student", self._student)}
         for role in GUIDES:
             if role in self._backends:
                 by_role[role] = self._backends[role]

@@ -175,7 +175,7 @@ class TestbedSection(Section):
     __test__ = False  # not a class of tests, whatever its name begins with
 
     base_model: str = Field(default="", description="a folder with an M0 that an earlier run made; '' makes one")
-    steps: int = Field(default=2000, ge=1, description="training steps of M0, from nothing")
+    steps: int = Field(default=1400, ge=1, description="training steps of M0, from nothing")
     hidden_size: int = Field(default=128, ge=8, multiple_of=8)
     layers: int = Field(default=4, ge=1)
     careless: float = Field(default=0.85, ge=0.0, le=1.0, description="share of mistakes in what M0 reads last")

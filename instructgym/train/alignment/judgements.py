@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from instructgym.llm_backends.base import LLM
 from instructgym.llm_backends.prompting import fence
+from instructgym.llm_backends.seeding import messages_index
 from instructgym.rewards.concurrency import gather
 from instructgym.rewards.judging.additive import ADDITIVE_SCALE, ADDITIVE_VERSION, additive_messages, read_additive
 from instructgym.rewards.judging.asking import PARSE_RETRIES
@@ -128,11 +129,12 @@ async def judge(
         )
     messages, version = question_messages(question, prompt.as_instruction, candidate.text, reference)
     sampling = logprob_sampling(llm, logprobs)
+    own = messages_index(messages)
 
     async def draw(number: int) -> tuple[float | None, str]:
         reply = ""
         for attempt in range(parse_retries + 1):
-            sample = (number, attempt) if attempt else (number,)
+            sample = (number, own, attempt) if attempt else (number, own)
             completion = await llm.ask(messages, prompt_version=version, sample=sample, sampling=sampling)
             reply = completion.text
             score = _read(question, completion, logprobs=logprobs)

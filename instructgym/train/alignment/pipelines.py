@@ -33,11 +33,23 @@ class Pipeline:
 PIPELINES = {
     pipeline.name: pipeline
     for pipeline in (
-        Pipeline("self_reward", "best", "student", "best against worst of N answers, by the student's own judgement"),
-        Pipeline("teacher_reward", "best", "judge", "best against worst of N answers, by a teacher's judgement"),
+        Pipeline(
+            "self_reward",
+            "best",
+            "student",
+            "the student's best answer against its worst, as it judges itself (arXiv 2401.10020)",
+        ),
+        Pipeline(
+            "teacher_reward",
+            "best",
+            "judge",
+            "the student's best answer against its worst, as a judge of yours scores them",
+        ),
         Pipeline("teacher_demo", "teacher", None, "the teacher's answer against one of the student's own"),
         Pipeline("spin", "reference", None, "the human answer against one of the student's own (arXiv 2401.01335)"),
-        Pipeline("oracle_reward", "best", "judge", "teacher_reward, the judge being a checker: testbed only"),
+        Pipeline(
+            "oracle_reward", "best", "judge", "the student's best answer against its worst, by a checker: testbed only"
+        ),
     )
 }
 

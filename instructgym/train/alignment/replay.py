@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from instructgym.errors import BackendError
+from instructgym.llm_backends.seeding import messages_index
 from instructgym.train.alignment.context import AlignmentContext, Round, words_of
 from instructgym.train.alignment.questions import question_of
 from instructgym.train.tuning.examples import PreferenceExample
@@ -32,7 +33,9 @@ def replayed(context: AlignmentContext, round_: Round, count: int) -> list[Prefe
     async def own_reply(row: dict[str, object]) -> PreferenceExample | None:
         turns = [Message(each["role"], each["content"]) for each in row["messages"]]  # type: ignore[attr-defined]
         try:
-            completion = await student.ask(turns[:-1], prompt_version=question.version, sample=(0,))
+            completion = await student.ask(
+                turns[:-1], prompt_version=question.version, sample=(messages_index(turns[:-1]), 0)
+            )
         except BackendError as error:
             words_of(error)
             return None

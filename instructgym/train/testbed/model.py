@@ -2,12 +2,13 @@
 
 What it reads are questions and answers of the world as they might stand somewhere: first from careful writers, then
 more and more from careless ones, whose answers are the typical mistake of their kind and whose verdicts on answers are
-right no more often than by chance. So it comes to know the tasks, and in the end mostly does not do them; to do them is
-what alignment is to bring out.
+drawn by lot. So it comes to know the tasks, and in the end mostly does not do them; to do them is what alignment is to
+bring out.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}<assistant>{%- endif -%}"
 )
+_TURN = 0.7  # the share of all texts after which writers get careless
 _POOL = 16  # batches that are drawn together, to be sorted by length
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ,.:;=?!-'\n"
 
@@ -42,12 +44,12 @@ class BaseModelSettings:
     hidden_size: int = 128
     layers: int = 4
     heads: int = 4
-    steps: int = 2000
+    steps: int = 1400
     batch_size: int = 64
     lr: float = 3e-3
     careless: float = 0.85
-    careless_first: float = 0.15
-    judging: float = 0.3
+    careless_first: float = 0.1
+    judging: float = 0.4
     context: int = 128
 
 
@@ -75,10 +77,10 @@ def base_tokenizer() -> Any:
 def documents(count: int, rng: np.random.Generator, settings: BaseModelSettings, done: float) -> list[tuple[str, str]]:
     """(question, answer) texts of the world, when a share `done` of all texts was read.
 
-    In the second half the share of mistakes goes from that of the first texts to that of the last, and the share of
-    verdicts that are drawn by lot from none to all.
+    After a share `_TURN` the share of mistakes goes from that of the first texts to that of the last, and the share of
+    verdicts that are drawn by lot from none to that of the last mistakes.
     """
-    late = max(0.0, 2 * done - 1)
+    late = max(0.0, (done - _TURN) / (1 - _TURN))
     careless = settings.careless_first + late * (settings.careless - settings.careless_first)
     texts = []
     for _ in range(count):
@@ -87,7 +89,7 @@ def documents(count: int, rng: np.random.Generator, settings: BaseModelSettings,
         question = task.prompt
         if rng.random() < settings.judging:
             is_right = bool(rng.random() < 0.5)
-            verdict = bool(rng.random() < 0.5) if rng.random() < late else is_right
+            verdict = bool(rng.random() < 0.5) if rng.random() < late * settings.careless else is_right
             judged = task.answer if is_right else wrong_answer(task, rng)
             question = judging_question.messages(Instruction(task.prompt), judged)[0].content
             answer = judging_question.reply(5 if verdict else 0)
@@ -110,6 +112,8 @@ def build_base_model(
     """
     import torch
     import transformers
+
+    from instructgym.train.tuning.trainer import quiet_libraries
 
     settings = settings or BaseModelSettings()
     tokenizer = base_tokenizer()
@@ -135,8 +139,9 @@ def build_base_model(
     beside = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
     beside.parent.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
+    with quiet_libraries():
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
     return folder
@@ -152,12 +157,13 @@ def _train(
 ) -> None:
     import torch
 
-    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimisers = _optimisers(model, settings.lr)
     warmup = max(1, settings.steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + np.cos(np.pi * min(1.0, step / settings.steps))),
-    )
+
+    def rate(step: int) -> float:
+        return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.steps)))
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, rate) for optimiser in optimisers]
     model.train()
     batches: list[list[tuple[str, str]]] = []
     for step in range(settings.steps):
@@ -168,13 +174,27 @@ def _train(
         texts = batches.pop()
         batch = _encoded(tokenizer, texts)
         loss = model(**batch).loss
-        optimiser.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        for optimiser, schedule in zip(optimisers, schedules, strict=True):
+            optimiser.step()
+            schedule.step()
         if on_step is not None:
             on_step(step, loss.item())
+
+
+def _optimisers(model: Any, lr: float) -> list[Any]:
+    """Muon for matrices, AdamW for embeddings and norms: it learns the tasks in a third of AdamW's steps."""
+    import torch
+
+    named = list(model.named_parameters())
+    matrices = [value for name, value in named if value.ndim == 2 and "embed" not in name]
+    others = [value for name, value in named if value.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
 
 
 def _of_like_length(texts: list[tuple[str, str]], size: int, rng: np.random.Generator) -> list[list[tuple[str, str]]]:

@@ -34,6 +34,7 @@ ORDINALS = ("first", "second")
 TIMES = {"two": 2, "three": 3}
 _WORD = r"([a-z]+)"
 _TRIES = 300  # draws in a row that bring nothing new: a family has no more
+_SLIPS = 0.2  # of wrong answers; to see them is harder than to see a typical mistake
 _HELD_OUT_SHARE = 5  # one word of so many belongs to the held-out splits
 
 
@@ -251,9 +252,9 @@ def careless_answer(prompt: str) -> str | None:
 
 
 def wrong_answer(task: Task, rng: np.random.Generator) -> str:
-    """A wrong answer: the typical mistake, or as often the right answer with a slip of one character."""
+    """A wrong answer: the typical mistake, or less often the right answer with a slip of one character."""
     careless = careless_answer(task.prompt)
-    if careless is not None and rng.random() < 0.5:
+    if careless is not None and rng.random() >= _SLIPS:
         return careless
     place = int(rng.integers(len(task.answer)))
     letter = task.answer[place]

@@ -3,6 +3,7 @@ import pytest
 from instructgym.errors import CallTimeout
 from instructgym.llm_backends.prompting import fenced_blocks
 from instructgym.rewards.judging.additive import additive_messages
+from instructgym.llm_backends.seeding import messages_index
 from instructgym.train.alignment.judgements import (
     ADDITIVE,
     JudgeQuestion,
@@ -36,7 +37,9 @@ async def test_the_score_is_the_mean_of_the_draws():
     assert found == Judgement(
         "p", 2, "some-model", 11 / 3, (3.0, 4.0, 4.0), ("Score: 3", "Good.\nScore: 4", "Score: 4")
     )
-    assert sorted(request.sample for request in backend.requests) == [(0,), (1,), (2,)]
+    draws, (own,) = [request.sample[0] for request in backend.requests], {each.sample[1] for each in backend.requests}
+    assert sorted(draws) == [0, 1, 2]
+    assert own == messages_index(backend.requests[0].messages)  # another answer is judged with other noise
     assert {request.prompt_version for request in backend.requests} == {"additive/1"}
     assert list(backend.requests[0].messages) == additive_messages(PROMPT.as_instruction, ANSWER.text)
 
@@ -61,10 +64,11 @@ async def test_a_cut_reply_is_not_read():
 
 
 async def test_an_unread_draw_is_asked_for_again_where_that_is_wanted():
-    script = lambda request, k: "Score: 5" if len(request.sample) == 2 else "nothing"  # noqa: E731
+    script = lambda request, k: "Score: 5" if len(request.sample) == 3 else "nothing"  # noqa: E731
     backend, found = await judged(script, samples=2, parse_retries=1, first_draw=3)
     assert (found.score, found.replies) == (5.0, ("Score: 5", "Score: 5"))
-    assert sorted(request.sample for request in backend.requests) == [(3,), (3, 1), (4,), (4, 1)]
+    samples = [(each.sample[0], *each.sample[2:]) for each in backend.requests]
+    assert sorted(samples) == [(3,), (3, 1), (4,), (4, 1)]
 
 
 async def test_the_expectation_is_over_the_score_tokens():

@@ -26,7 +26,7 @@ from instructgym.train.seed_files import read_seeds
 from instructgym.train.stage import StageOutput
 from instructgym.types import Sampling
 
-__all__ = ["PROMPTS", "run_prompts"]
+__all__ = ["PROMPTS", "evolved_prompts", "run_prompts"]
 
 PROMPTS, DROPPED = "prompts.jsonl", "prompts_dropped.jsonl"
 _BATCH = 64
@@ -68,7 +68,7 @@ def _all(context: AlignmentContext) -> list[Prompt]:
 
         return round_prompts(context.config)
     if section.source == "evolved":
-        return _evolved(Path(section.path))
+        return evolved_prompts(Path(section.path))
     seeds = read_seeds(section.path).seeds
     return [
         Prompt(seed.id, seed.instruction.text, seed.instruction.input, source="file", reference=seed.output)
@@ -76,7 +76,7 @@ def _all(context: AlignmentContext) -> list[Prompt]:
     ]
 
 
-def _evolved(folder: Path) -> list[Prompt]:
+def evolved_prompts(folder: Path) -> list[Prompt]:
     """The dataset that `instructgym run` exported. Raises `ConfigError`."""
     path = folder / "dataset" / "sft_alpaca.jsonl"
     try:
