@@ -2,8 +2,8 @@ import pytest
 
 from instructgym.errors import CallTimeout
 from instructgym.llm_backends.prompting import fenced_blocks
-from instructgym.rewards.judging.additive import additive_messages
 from instructgym.llm_backends.seeding import messages_index
+from instructgym.rewards.judging.additive import additive_messages
 from instructgym.train.alignment.judgements import (
     ADDITIVE,
     JudgeQuestion,
