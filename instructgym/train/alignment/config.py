@@ -233,6 +233,11 @@ class AlignmentConfig(Section):
             settings = self.llm.for_role(role)
             if settings.backend in ("openai", "transformers") and not settings.model:
                 raise ValueError(f"backend '{settings.backend}' has no model for the {role}; set llm.{role}.model")
+        judge = self.llm.for_role("judge")
+        if self.judging.panel and judge.backend == "transformers":
+            raise ValueError("judging.panel names models of the judge's backend, and 'transformers' holds one")
+        if judge.model in self.judging.panel:
+            raise ValueError(f"judging.panel names '{judge.model}', which is llm.judge.model; expected each judge once")
         if not self.in_testbed:
             for name, value in (
                 ("prompts.source", self.prompts.source),

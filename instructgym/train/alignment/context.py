@@ -69,10 +69,10 @@ class AlignmentContext:
         """A model of this run as an LLM."""
         return self.connection.llm_of("student", self.models.id(model), sampling, stage)
 
-    def ask_guide(self, role: str, stage: str, sampling: Sampling | None = None) -> LLM:
-        """The teacher or the judge as an LLM."""
+    def ask_guide(self, role: str, stage: str, sampling: Sampling | None = None, model: str = "") -> LLM:
+        """The teacher or the judge as an LLM; `model` is another one of its backend."""
         settings = self.config.llm.for_role(role)
-        model = settings.model or settings.backend
+        model = model or settings.model or settings.backend
         return self.connection.llm_of(role, model, sampling or sampling_of(settings), stage)
 
     def each(self, stage: str, work: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:

@@ -99,9 +99,9 @@ class _Estimate:
             yield self._guide(stage, "teacher", prompts, None)
         elif name == "judge":
             compared = answers * (answers - 1) // 2 * _PER_COMPARISON if config.judging.break_ties else 0
-            yield self._judge(stage, round_, prompts * (answers * self._draws() + compared))
+            yield self._judge(stage, round_, prompts * (answers * self._draws(round_) + compared))
         elif name == "gate":
-            yield self._judge(stage, round_, 2 * self.anchors * self._draws())
+            yield self._judge(stage, round_, 2 * self.anchors * self._draws(round_))
         elif name == "meta_judge":
             meta = config.meta_judge
             compared = meta.samples * (meta.samples - 1) * (meta.parse_retries + 1)
@@ -159,8 +159,11 @@ class _Estimate:
             there = len(read_seeds(section.path).seeds)
         return max(0, min(section.count, there - round_.index * section.count))
 
-    def _draws(self) -> int:
-        return self.config.judging.samples * (self.config.judging.parse_retries + 1)
+    def _draws(self, round_: Round) -> int:
+        """Calls to judge one answer."""
+        judging = self.config.judging
+        judges = 1 + (len(judging.panel) if round_.pipeline.judge == "judge" else 0)
+        return judges * judging.samples * (judging.parse_retries + 1)
 
     def _is_meta(self, round_: Round) -> bool:
         meta = self.config.meta_judge

@@ -46,7 +46,9 @@ class JudgingSettings(Section):
 
     `expectation` takes the mean over the score tokens' probabilities instead of the written score. `reference_guided`
     shows the judge the prompt's known answer, where there is one. `break_ties` compares answers of equal score in both
-    orders. Temperature, top-p and tokens are those of a student that judges itself; `llm.judge` has its own.
+    orders. `panel` names more judges, models of the judge's own backend; an answer's score is the mean over the judges,
+    of which `quorum` must have one. A student that judges itself judges alone. Temperature, top-p and tokens are those
+    of a student that judges itself; `llm.judge` has its own.
     """
 
     question: str = Field(default="additive", min_length=1, description="a name, or path/to/file.py:NAME")
@@ -55,6 +57,8 @@ class JudgingSettings(Section):
     expectation: bool = False
     reference_guided: bool = False
     break_ties: bool = False
+    panel: tuple[str, ...] = Field(default=(), description="models that judge beside llm.judge.model")
+    quorum: int | None = Field(default=None, ge=1, description="judges of a panel; null: more than half")
     parse_retries: int = Field(default=0, ge=0, description="how often an unreadable draw is asked for again")
     temperature: float = Field(default=0.7, ge=0.0)
     top_p: float = Field(default=0.9, gt=0.0, le=1.0)
@@ -64,6 +68,14 @@ class JudgingSettings(Section):
     def _no_more_valid_than_drawn(self) -> JudgingSettings:
         if self.min_valid is not None and self.min_valid > self.samples:
             raise ValueError(f"min_valid is {self.min_valid}, of {self.samples} samples; expected at most as many")
+        return self
+
+    @model_validator(mode="after")
+    def _a_panel_of_different_judges(self) -> JudgingSettings:
+        if len(set(self.panel)) < len(self.panel) or "" in self.panel:
+            raise ValueError(f"panel is {list(self.panel)}; expected each model once")
+        if self.quorum is not None and self.quorum > len(self.panel) + 1:
+            raise ValueError(f"quorum is {self.quorum}, of {len(self.panel) + 1} judges; expected at most as many")
         return self
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from instructgym.errors import ConfigError
 from instructgym.llm_backends.prompting import fenced_blocks
 from instructgym.train.alignment.align import HALTED, AlignmentResult, align
 from instructgym.train.alignment.config import AlignmentConfig
@@ -169,3 +170,46 @@ def test_a_run_that_was_halted_goes_on_under_another_gate(tmp_path: Path) -> Non
     assert done == ["M2.gate", "M2.pairs", "M2.dpo", "M2.check", "export"]
     assert sum(row.attempts for row in result.traffic if row.role == "judge") == 0
     assert align(tiny(*strict), out).exit_code == HALTED
+
+
+def test_a_panel_judges_together(tmp_path: Path) -> None:
+    class Panel(Guide):
+        """Each model has its own opinion, and one writes what nobody can read."""
+
+        async def complete(self, request: Request) -> Completion:
+            points = {"one": 5, "two": number(request.messages) % 3, "three": None}[request.model]
+            return Completion("?" if points is None else f"Score: {points}", "stop", Usage(1, 1), model=request.model)
+
+    config = tiny(
+        "rounds.pipeline=teacher_reward",
+        "llm.judge.model=one",
+        'judging.panel=["two", "three"]',
+        "gate.enabled=false",
+        "pairs.min_margin=0",
+    )
+    backends = {"student": Guide(judge_itself), "judge": Panel(judge_itself)}
+    result = align(config, tmp_path / "run", backends=backends)
+    assert result.exit_code == 0
+    rows = lines(result.out / "M2/judgements.jsonl")
+    assert {row["judge"] for row in rows} == {"panel(one, two, three)"}
+    for row in rows:
+        one, two, three = row["samples"]
+        assert (one, three) == (5.0, None)
+        assert row["score"] == (one + two) / 2
+    asks_no_more_than_estimated(result, config)
+    gate = json.loads((result.out / "M2/gate.json").read_text("utf-8"))
+    assert gate["parse_rate"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (['judging.panel=["a", "a"]'], "expected each model once"),
+        (['judging.panel=["a", "b"]', "llm.judge.model=b"], "'b', which is llm.judge.model; expected each judge once"),
+        (['judging.panel=["a"]', "llm.judge.backend=transformers"], "and 'transformers' holds one"),
+        (["judging.quorum=2"], "quorum is 2, of 1 judges; expected at most as many"),
+    ],
+)
+def test_a_panel_has_different_judges(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        tiny("llm.judge.model=c", *overrides)

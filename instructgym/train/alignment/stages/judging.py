@@ -7,9 +7,10 @@ from typing import Any
 
 from instructgym.errors import BackendError
 from instructgym.llm_backends.base import LLM
+from instructgym.rewards.concurrency import gather
 from instructgym.train.alignment.context import AlignmentContext, Round, words_of
 from instructgym.train.alignment.gate import AnchorResult, check_gate
-from instructgym.train.alignment.judgements import break_ties, judge
+from instructgym.train.alignment.judgements import break_ties, judge, panel
 from instructgym.train.alignment.questions import question_of
 from instructgym.train.alignment.records import Candidate, Judgement, Prompt
 from instructgym.train.alignment.stages.answers import CANDIDATES
@@ -79,6 +80,15 @@ def judge_of(context: AlignmentContext, round_: Round, stage: str) -> LLM:
     return context.ask_guide("judge", stage)
 
 
+def _judges_of(context: AlignmentContext, round_: Round, stage: str) -> list[LLM]:
+    """Everybody whose scores count: the judge of the round, and its panel where it has one."""
+    more = context.config.judging.panel if round_.pipeline.judge == "judge" else ()
+    return [
+        judge_of(context, round_, stage),
+        *(context.ask_guide("judge", stage, model=model) for model in more),
+    ]
+
+
 def _ties_broken(
     context: AlignmentContext,
     round_: Round,
@@ -111,26 +121,34 @@ def _judged(
 ) -> tuple[list[Judgement], int]:
     """(judgements of what could be asked, how many could not)."""
     settings = context.config.judging
-    llm = judge_of(context, round_, stage)
+    judges = _judges_of(context, round_, stage)
+    quorum = settings.quorum or len(judges) // 2 + 1
     question = question_of(context.config)
 
     async def one(item: tuple[Prompt, Candidate]) -> Judgement | None:
         prompt, candidate = item
         try:
-            return await judge(
-                llm,
-                prompt,
-                candidate,
-                question=question,
-                samples=settings.samples,
-                min_valid=settings.min_valid,
-                logprobs=settings.expectation,
-                parse_retries=settings.parse_retries,
-                reference=prompt.reference if settings.reference_guided else None,
+            found = await gather(
+                [
+                    judge(
+                        llm,
+                        prompt,
+                        candidate,
+                        question=question,
+                        samples=settings.samples,
+                        min_valid=settings.min_valid,
+                        logprobs=settings.expectation,
+                        parse_retries=settings.parse_retries,
+                        reference=prompt.reference if settings.reference_guided else None,
+                    )
+                    for llm in judges
+                ],
+                instant=all(llm.instant for llm in judges),
             )
         except BackendError as error:
             words_of(error)
             return None
+        return found[0] if len(found) == 1 else panel(found, min_judges=quorum)
 
     found = context.each(stage, one, items)
     judgements = [each for each in found if each is not None]
