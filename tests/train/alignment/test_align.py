@@ -22,7 +22,7 @@ from instructgym.train.alignment.status import status
 pytestmark = pytest.mark.slow
 
 TINY = (
-    "testbed.steps=20",
+    "testbed.steps=40",
     "testbed.hidden_size=32",
     "testbed.layers=2",
     "testbed.ift=48",
@@ -30,7 +30,10 @@ TINY = (
     "testbed.anchors=20",
     "testbed.held_out=16",
     "prompts.count=16",
-    "candidates.max_tokens=12",
+    "candidates.max_tokens=20",
+    "judging.samples=3",
+    "judging.expectation=false",
+    "pairs.min_margin=0.1",
     "rounds.count=1",
     "sft.lr=1e-3",
     "dpo.lr=1e-4",

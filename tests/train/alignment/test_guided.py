@@ -185,7 +185,7 @@ def test_a_panel_judges_together(tmp_path: Path) -> None:
         "llm.judge.model=one",
         'judging.panel=["two", "three"]',
         "gate.enabled=false",
-        "pairs.min_margin=0",
+        "judging.samples=1",
     )
     backends = {"student": Guide(judge_itself), "judge": Panel(judge_itself)}
     result = align(config, tmp_path / "run", backends=backends)
